@@ -1,0 +1,1 @@
+//! The three kinds of Tandem as types. Knows neither program.

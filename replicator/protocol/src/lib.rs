@@ -1,0 +1,5 @@
+//! The failover protocol, pure: no IO, no clock, no async, no Kubernetes. The model, the simulation and the product run this code.
+
+pub mod position;
+
+pub use position::Position;

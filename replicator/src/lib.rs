@@ -1,0 +1,7 @@
+//! The sidecar: captures, journals, ships, applies, netcopies, fences itself.
+//!
+//! ```text
+//! capture -> journal -> ship ==link==> journal -> apply -> ack ==link==> (journal may forget)
+//! ```
+
+pub mod op;

@@ -1,0 +1,1 @@
+//! Promises to users, tried on a real cluster.
