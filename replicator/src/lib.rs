@@ -4,4 +4,5 @@
 //! capture -> journal -> ship ==link==> journal -> apply -> ack ==link==> (journal may forget)
 //! ```
 
+pub mod capture;
 pub mod op;

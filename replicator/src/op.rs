@@ -49,7 +49,14 @@ pub enum Op<'a> {
     /// A name goes; also of an empty directory. The file itself stays until `Drop` when somebody may hold it open.
     Unlink { id: FileId, parent: FileId, name: &'a [u8] },
     /// A name moves; `replaced` is the file that had the new name.
-    Rename { id: FileId, parent: FileId, name: &'a [u8], new_parent: FileId, new_name: &'a [u8], replaced: Option<FileId> },
+    Rename {
+        id: FileId,
+        parent: FileId,
+        name: &'a [u8],
+        new_parent: FileId,
+        new_name: &'a [u8],
+        replaced: Option<FileId>,
+    },
     /// Two names change places.
     Exchange { id: FileId, parent: FileId, name: &'a [u8], other: FileId, other_parent: FileId, other_name: &'a [u8] },
     /// A file without names that nobody holds any more is removed.

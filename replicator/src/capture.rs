@@ -1,0 +1,4 @@
+//! Serves the application's file system.
+
+pub mod transport;
+pub mod wire;
