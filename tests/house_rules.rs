@@ -80,8 +80,12 @@ fn the_protocol_is_a_leaf() {
 #[test]
 fn the_node_plugin_knows_nothing_of_ours() {
     let manifest = fs::read_to_string(root().join("replicator/node/Cargo.toml")).expect("manifest");
-    assert!(!manifest.contains("tandem-crds") && !manifest.contains("tandem-protocol") && !manifest.contains("tandem-replicator"),
-        "the privileged part stands alone, so that it can be read in one sitting");
+    assert!(
+        !manifest.contains("tandem-crds")
+            && !manifest.contains("tandem-protocol")
+            && !manifest.contains("tandem-replicator"),
+        "the privileged part stands alone, so that it can be read in one sitting"
+    );
 }
 
 #[test]
@@ -91,7 +95,10 @@ fn the_operators_rules_are_pure() {
         let words = [CLOCKS, &[".await", "Client", "Api<"]].concat();
         for (number, line) in shipped(&path) {
             for word in &words {
-                assert!(!line.contains(word), "operator/src/{room}:{number}: `{word}`: rules are functions from values to values; hand in what they need");
+                assert!(
+                    !line.contains(word),
+                    "operator/src/{room}:{number}: `{word}`: rules are functions from values to values; hand in what they need"
+                );
             }
         }
     }
@@ -99,22 +106,42 @@ fn the_operators_rules_are_pure() {
 
 #[test]
 fn clocks_are_read_in_one_room() {
-    only_in("replicator/src", CLOCKS, &["src/clock.rs"], "read the clock through clock.rs, so that a rule can be tested at any time");
-    only_in("operator/src", CLOCKS, &["src/clock.rs"], "read the clock through clock.rs, so that a rule can be tested at any time");
+    only_in(
+        "replicator/src",
+        CLOCKS,
+        &["src/clock.rs"],
+        "read the clock through clock.rs, so that a rule can be tested at any time",
+    );
+    only_in(
+        "operator/src",
+        CLOCKS,
+        &["src/clock.rs"],
+        "read the clock through clock.rs, so that a rule can be tested at any time",
+    );
 }
 
 #[test]
 fn durable_steps_are_named_in_one_room() {
     let words = ["fs::rename", "sync_all(", "sync_data(", "fdatasync(", "fsync(", "syncfs("];
-    only_in("replicator/src", &words, &["src/disk.rs"], "durable steps go through disk.rs, each named by what would be lost without it");
+    only_in(
+        "replicator/src",
+        &words,
+        &["src/disk.rs"],
+        "durable steps go through disk.rs, each named by what would be lost without it",
+    );
 }
 
 #[test]
 fn every_source_file_says_what_it_is() {
-    let folders = ["crds/src", "operator/src", "replicator/src", "replicator/protocol/src", "replicator/node/src", "tests/src"];
+    let folders =
+        ["crds/src", "operator/src", "replicator/src", "replicator/protocol/src", "replicator/node/src", "tests/src"];
     for path in folders.iter().flat_map(|folder| sources(folder)) {
         let text = fs::read_to_string(&path).expect("a source file");
-        assert!(text.trim_start().starts_with("//!"), "{}: begins without a `//!` paragraph that says what lives here", path.display());
+        assert!(
+            text.trim_start().starts_with("//!"),
+            "{}: begins without a `//!` paragraph that says what lives here",
+            path.display()
+        );
     }
 }
 
@@ -124,6 +151,9 @@ fn the_top_level_is_what_was_asked_for() {
     for entry in fs::read_dir(root()).expect("the workspace").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        assert!(!is_folder || name.starts_with('.') || allowed.contains(&name.as_str()), "{name}: no other folders at the top level");
+        assert!(
+            !is_folder || name.starts_with('.') || allowed.contains(&name.as_str()),
+            "{name}: no other folders at the top level"
+        );
     }
 }
