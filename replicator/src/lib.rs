@@ -5,4 +5,6 @@
 //! ```
 
 pub mod capture;
+pub mod manifest;
 pub mod op;
+pub mod volume;
