@@ -7,4 +7,5 @@
 pub mod capture;
 pub mod manifest;
 pub mod op;
+pub mod redo;
 pub mod volume;

@@ -12,10 +12,11 @@ pub mod tree;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rustix::fs::{Dir, Mode, OFlags, fgetxattr};
 use rustix::io::Errno;
 
@@ -65,7 +66,7 @@ pub struct Volume {
 }
 
 /// Opens the folder that a volume is mounted on.
-pub(crate) fn open_root(path: &Path) -> Result<std::os::fd::OwnedFd, Errno> {
+pub(crate) fn open_root(path: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
@@ -144,7 +145,7 @@ impl Volume {
     }
 
     /// A volume whose tree is known and true. After a crash, or when unsure, `redo::recover` makes it true.
-    fn with(path: &Path, options: Options, folders: Folders, tree: Tree) -> Volume {
+    pub(crate) fn with(path: &Path, options: Options, folders: Folders, tree: Tree) -> Volume {
         let descriptors = Mutex::new(Descriptors::new(options.descriptors));
         Volume {
             path: path.to_path_buf(),
@@ -155,6 +156,23 @@ impl Volume {
             descriptors,
             holds: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// The names, for rooms that put a volume in order before anybody uses it.
+    pub(crate) fn tree(&self) -> RwLockReadGuard<'_, Tree> {
+        self.tree.read()
+    }
+
+    /// Where a file was put that is not on the volume yet.
+    pub(crate) fn set_backing(&self, id: FileId, backing: Backing) {
+        if let Some(node) = self.tree.write().node_mut(id) {
+            node.backing = backing;
+        }
+    }
+
+    /// The folder of files without names.
+    pub(crate) fn orphans_folder(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.folders.orphans)
     }
 
     /// Where it is mounted.
@@ -254,5 +272,7 @@ impl Volume {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod random;
 #[cfg(test)]
 mod tests;

@@ -16,18 +16,18 @@ use crate::op::{FileId, ROOT};
 /// Descriptors kept open, in two generations: when the young one is half of what is allowed it becomes the old one, and
 /// the old one's unused descriptors are closed. Finding, keeping and forgetting are one look-up each.
 #[derive(Debug)]
-pub(super) struct Descriptors {
+pub(crate) struct Descriptors {
     young: HashMap<FileId, Arc<OwnedFd>>,
     old: HashMap<FileId, Arc<OwnedFd>>,
     limit: usize,
 }
 
 impl Descriptors {
-    pub(super) fn new(limit: usize) -> Descriptors {
+    pub(crate) fn new(limit: usize) -> Descriptors {
         Descriptors { young: HashMap::new(), old: HashMap::new(), limit: limit.max(8) }
     }
 
-    fn get(&mut self, id: FileId) -> Option<Arc<OwnedFd>> {
+    pub(crate) fn get(&mut self, id: FileId) -> Option<Arc<OwnedFd>> {
         if let Some(found) = self.young.get(&id) {
             return Some(Arc::clone(found));
         }
@@ -36,14 +36,14 @@ impl Descriptors {
         Some(found)
     }
 
-    pub(super) fn keep(&mut self, id: FileId, descriptor: Arc<OwnedFd>) {
+    pub(crate) fn keep(&mut self, id: FileId, descriptor: Arc<OwnedFd>) {
         if self.young.len() >= self.limit / 2 {
             self.old = std::mem::take(&mut self.young);
         }
         self.young.insert(id, descriptor);
     }
 
-    pub(super) fn forget(&mut self, id: FileId) {
+    pub(crate) fn forget(&mut self, id: FileId) {
         self.young.remove(&id);
         self.old.remove(&id);
     }
@@ -121,13 +121,13 @@ pub(crate) fn folder(parent: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, Errn
 
 /// The folders of Tandem on a volume.
 #[derive(Debug)]
-pub(super) struct Folders {
+pub(crate) struct Folders {
     pub(super) root: Arc<OwnedFd>,
     pub(super) orphans: Arc<OwnedFd>,
 }
 
 impl Folders {
-    pub(super) fn open(root: OwnedFd) -> Result<Folders, Errno> {
+    pub(crate) fn open(root: OwnedFd) -> Result<Folders, Errno> {
         let own = folder(root.as_fd(), FOLDER)?;
         let orphans = Arc::new(folder(own.as_fd(), ORPHANS)?);
         folder(own.as_fd(), STAGING)?;

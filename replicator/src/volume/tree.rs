@@ -198,7 +198,13 @@ impl Directory {
 
     /// What a name names.
     pub fn get(&self, name: &[u8]) -> Option<FileId> {
-        self.entries.get(self.names.get(name)?).map(|entry| entry.id)
+        self.entry(name).map(|(_, id)| id)
+    }
+
+    /// The cookie of a name, and what it names.
+    pub fn entry(&self, name: &[u8]) -> Option<(u64, FileId)> {
+        let cookie = *self.names.get(name)?;
+        self.entries.get(&cookie).map(|entry| (cookie, entry.id))
     }
 }
 
