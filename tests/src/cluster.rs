@@ -10,6 +10,7 @@ pub mod components;
 pub mod image;
 pub mod node;
 mod pki;
+pub mod trouble;
 
 use crate::shell;
 use anyhow::{Context, Result, bail};
@@ -76,9 +77,12 @@ impl Cluster {
         fs::write(self.folder.join("nodes"), names.join("\n")).context("write the list of nodes")?;
         self.certificates(&names)?;
         self.control_plane(&names)?;
-        for node in self.nodes()? {
-            node.start()?;
-        }
+        std::thread::scope(|scope| {
+            let starts: Vec<_> = self.nodes()?.into_iter().map(|node| scope.spawn(move || node.start())).collect();
+            starts
+                .into_iter()
+                .try_for_each(|start| start.join().unwrap_or_else(|_| bail!("the start of a node panicked")))
+        })?;
         self.wait_for_nodes()?;
         fs::write(self.folder.join("ready"), "").context("mark the cluster as ready")?;
         eprintln!("cluster of {nodes} nodes ready in {:.1} s", started.elapsed().as_secs_f64());
@@ -485,6 +489,17 @@ pub(crate) mod cgroup {
             (false, false) => ("freezer.state", "THAWED"),
         };
         fs::write(place(group).join(file), value).with_context(|| format!("freeze or thaw {group}"))
+    }
+
+    /// Waits until all stand still; a process that waits inside the kernel may not get there, and does nothing either.
+    pub(crate) fn wait_frozen(group: &str, limit: Duration) {
+        let (file, text) = if unified() { ("cgroup.events", "frozen 1") } else { ("freezer.state", "FROZEN") };
+        let started = std::time::Instant::now();
+        while started.elapsed() < limit
+            && !fs::read_to_string(place(group).join(file)).is_ok_and(|state| state.contains(text))
+        {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Thaws the group and everything below it: a frozen process cannot even be killed.

@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use tandem_tests::cluster::image::Image;
+use tandem_tests::cluster::trouble::Keeps;
 use tandem_tests::cluster::{Cluster, built};
 
 #[derive(Parser)]
@@ -63,6 +64,18 @@ enum What {
         #[arg(default_value_t = 256)]
         mebibytes: u64,
     },
+    /// Puts a volume away, with everything in it.
+    DeleteVolume { name: String, node: String },
+    /// Kills a node, as a power failure does (or, with --keep-data, as when only its processes die).
+    Kill {
+        node: String,
+        #[arg(long)]
+        keep_data: bool,
+    },
+    /// Boots a node that was killed.
+    Boot { node: String },
+    /// Takes a node's link down or up.
+    Link { node: String, state: String },
     /// Prints where the logs of the cluster's own programs are.
     Logs,
 }
@@ -99,6 +112,12 @@ fn main() -> Result<()> {
             Err(cluster.node(&name)?.command(program)?.args(rest).exec()).context("run it")
         }
         What::Volume { name, node, mebibytes } => cluster.node(&node)?.create_volume(&name, mebibytes, ""),
+        What::DeleteVolume { name, node } => cluster.node(&node)?.delete_volume(&name),
+        What::Kill { node, keep_data } => {
+            cluster.node(&node)?.kill(if keep_data { Keeps::Everything } else { Keeps::OnlySynced })
+        }
+        What::Boot { node } => cluster.node(&node)?.start(),
+        What::Link { node, state } => cluster.node(&node)?.set_link(state == "up"),
         What::Logs => {
             println!("{}", cluster.log_folder().display());
             Ok(())

@@ -136,10 +136,12 @@ impl Node {
         let keeper = self.cluster.start(&format!("{}/daemons", self.name), &self.name, &command)?;
         wait(Duration::from_secs(10), "a node's namespaces", || mark.exists())?;
         let link = self.link();
-        if Path::new("/sys/class/net").join(&link).exists() {
-            shell::sh("ip", &["link", "delete", &link])?;
-        }
-        shell::sh("ip", &["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &keeper.to_string()])?;
+        // The last boot's link goes with that boot's network, but not at once.
+        let ends = ["link", "add", &link, "type", "veth", "peer", "name", "eth0", "netns", &keeper.to_string()];
+        wait(Duration::from_secs(10), "the node's link", || {
+            shell::sh("ip", &["link", "delete", &link]).ok();
+            shell::sh("ip", &ends).is_ok()
+        })?;
         shell::sh("ip", &["link", "set", &link, "master", "br0", "up"])?;
         let mut script = format!(
             "set -e; ip addr add {}/24 dev eth0; ip link set eth0 up; ip route add default via {API}; sysctl -qw net.ipv4.ip_forward=1;",
@@ -253,6 +255,18 @@ conntrack: {{maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}
         // From now on the device lets go of the file when the last mount of it ends.
         shell::sh("losetup", &["--detach", device])?;
         mounted.map(drop)
+    }
+
+    /// Puts a volume away, with everything in it.
+    pub fn delete_volume(&self, name: &str) -> Result<()> {
+        let file = self.cluster.folder.join("volumes").join(format!("{name}.img"));
+        if self.is_up() {
+            // A pod that is still ending may hold it: it goes out of sight now, and for good with that pod.
+            shell::run(self.command("umount")?.args(["--lazy", &format!("/mnt/{name}")]))?;
+        }
+        self.cluster.kubectl(&["delete", "pv", name, "--ignore-not-found", "--wait=false"])?;
+        fs::remove_file(file.with_extension("node")).context("forget a volume")?;
+        fs::remove_file(&file).context("remove a volume")
     }
 
     /// Makes a volume of this many MiB on this node, and the PersistentVolume that offers it.

@@ -1,0 +1,275 @@
+//! What may happen to a cluster: processes, containers and nodes end or stand still, links go, disks fill, the API server
+//! is away. Everything here is done from outside, as the world does it; nothing in the product helps.
+
+use super::node::{Node, address};
+use super::{API, Cluster, cgroup, wait};
+use crate::shell;
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// What a node's volumes keep when it goes down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// As when only the processes die: the kernel still writes everything out.
+    Everything,
+    /// As when the power goes: what no fsync has asked for is gone.
+    OnlySynced,
+}
+
+impl Node {
+    /// Ends everything in the node at one instant: containers, runtime, kubelet, proxy, link and mounts.
+    pub fn kill(&self, keeps: Keeps) -> Result<()> {
+        let group = self.group();
+        // Nobody may see the others go: all stand still before the first one ends.
+        cgroup::freeze(&group, true)?;
+        cgroup::wait_frozen(&group, Duration::from_millis(300));
+        self.set_link(false)?;
+        let stopped = if keeps == Keeps::OnlySynced { self.stop_file_systems() } else { Ok(()) };
+        cgroup::kill(&group, Duration::from_secs(20))?;
+        stopped?;
+        cgroup::remove(&group);
+        wait(Duration::from_secs(20), "the node's volumes to be let go", || {
+            shell::sh("losetup", &["--list", "--noheadings", "--output", "BACK-FILE"]).is_ok_and(|text| {
+                self.volumes().is_ok_and(|names| !names.iter().any(|name| text.contains(&format!("/{name}.img"))))
+            })
+        })
+    }
+
+    fn stop_file_systems(&self) -> Result<()> {
+        for volume in self.volumes()? {
+            stop_file_system(&self.path(&format!("/mnt/{volume}"))?)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the node's link down or up; its processes go on.
+    pub fn set_link(&self, up: bool) -> Result<()> {
+        shell::sh("ip", &["link", "set", &self.link(), if up { "up" } else { "down" }]).map(drop)
+    }
+
+    /// The processes of one container, whose id is the `containerID` of the pod's status.
+    pub fn container_processes(&self, container: &str) -> Result<Vec<Pid>> {
+        let found = cgroup::processes(&self.container_group(container)?);
+        if found.is_empty() {
+            bail!("container {container} has no process");
+        }
+        Ok(found)
+    }
+
+    /// Ends every process of a container at once.
+    pub fn kill_container(&self, container: &str) -> Result<()> {
+        for process in self.container_processes(container)? {
+            kill_process(process, Signal::KILL).ok();
+        }
+        Ok(())
+    }
+
+    /// Sends a signal to the processes of a container whose command line contains a text; says how many there were.
+    pub fn signal(&self, container: &str, text: &str, signal: Signal) -> Result<usize> {
+        let mut count = 0;
+        for process in self.container_processes(container)? {
+            if command_line(process).contains(text) {
+                kill_process(process, signal).with_context(|| format!("send a signal to `{text}`"))?;
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// Ends, at one instant, everything of a pod, its sandbox included.
+    pub fn kill_pod(&self, uid: &str) -> Result<()> {
+        let group = self.pod_group(uid)?;
+        for process in cgroup::processes(&group) {
+            kill_process(process, Signal::KILL).ok();
+        }
+        Ok(())
+    }
+
+    /// Stops or continues everything of a pod where it is.
+    pub fn freeze_pod(&self, uid: &str, frozen: bool) -> Result<()> {
+        cgroup::freeze(&self.pod_group(uid)?, frozen)
+    }
+
+    /// Stops or continues the whole node.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        cgroup::freeze(&self.group(), frozen)
+    }
+
+    /// Drops packets in the network of a pod, until `heal`. `any_container` is the id of one of its running containers.
+    pub fn cut(&self, any_container: &str, cut: &Cut) -> Result<()> {
+        let mut rules = String::from("table inet trouble {\n");
+        for (hook, side, wanted) in [("input", "saddr", cut.receiving), ("output", "daddr", cut.sending)] {
+            if !wanted {
+                continue;
+            }
+            rules += &format!("chain {hook} {{ type filter hook {hook} priority -300; policy accept;\n");
+            let interface = if hook == "input" { "iif" } else { "oif" };
+            match &cut.from {
+                From::Everybody => rules += &format!("{interface} != \"lo\" drop\n"),
+                From::Addresses(addresses) => {
+                    for address in addresses {
+                        rules += &format!("ip {side} {address} drop\n");
+                    }
+                }
+                From::Port(port) => {
+                    rules += &format!(
+                        "{interface} != \"lo\" tcp dport {port} drop\n{interface} != \"lo\" tcp sport {port} drop\n"
+                    )
+                }
+            }
+            rules += "}\n";
+        }
+        rules += "}\n";
+        shell::run_with_input(self.in_pod_network(any_container)?.args(["nft", "-f", "-"]), &rules).map(drop)
+    }
+
+    /// Ends what `cut` began.
+    pub fn heal(&self, any_container: &str) -> Result<()> {
+        shell::run(self.in_pod_network(any_container)?.args(["nft", "delete", "table", "inet", "trouble"])).map(drop)
+    }
+
+    /// Fills a volume up to the last bytes, in a folder that no application looks into; `free_volume` ends it.
+    pub fn fill_volume(&self, volume: &str) -> Result<()> {
+        let file = self.filler(volume)?;
+        let folder = file.parent().context("a file is in a folder")?;
+        let status = rustix::fs::statvfs(folder).context("ask for the free space")?;
+        let mut bytes = status.f_bavail * status.f_frsize;
+        let filler = File::create(&file).context("create the file that fills the volume")?;
+        // The file's own blocks need room too: take what fits, then less and less.
+        let mut offset = 0;
+        while bytes >= 4096 {
+            match rustix::fs::fallocate(&filler, rustix::fs::FallocateFlags::empty(), offset, bytes) {
+                Ok(()) => offset += bytes,
+                Err(_) => bytes /= 2,
+            }
+        }
+        Ok(())
+    }
+
+    pub fn free_volume(&self, volume: &str) -> Result<()> {
+        fs::remove_file(self.filler(volume)?).context("remove the file that fills the volume")
+    }
+
+    fn filler(&self, volume: &str) -> Result<PathBuf> {
+        self.path(&format!("/mnt/{volume}/lost+found/filler"))
+    }
+
+    /// The names of this node's volumes.
+    pub fn volumes(&self) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.cluster.folder.join("volumes")).context("list the volumes")? {
+            let path = entry.context("list the volumes")?.path();
+            if path.extension().is_some_and(|kind| kind == "node")
+                && fs::read_to_string(&path).unwrap_or_default() == self.name
+            {
+                names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
+            }
+        }
+        Ok(names)
+    }
+
+    fn in_pod_network(&self, container: &str) -> Result<Command> {
+        let processes = self.container_processes(container)?;
+        let process = processes.first().context("a process of the pod")?;
+        let mut command = Command::new("nsenter");
+        command.args([&format!("--net=/proc/{}/ns/net", process.as_raw_nonzero()), "--"]);
+        Ok(command)
+    }
+
+    fn container_group(&self, container: &str) -> Result<String> {
+        let id = container.trim_start_matches("containerd://");
+        self.find_group(id).with_context(|| format!("container {id} does not run on {}", self.name))
+    }
+
+    fn pod_group(&self, uid: &str) -> Result<String> {
+        self.find_group(&format!("pod{uid}")).with_context(|| format!("pod {uid} does not run on {}", self.name))
+    }
+
+    fn find_group(&self, name: &str) -> Option<String> {
+        let mut open = vec![format!("{}/kubepods", self.group())];
+        while let Some(group) = open.pop() {
+            for entry in fs::read_dir(cgroup::place(&group)).into_iter().flatten().flatten() {
+                let inner = format!("{group}/{}", entry.file_name().to_string_lossy());
+                if entry.file_name().to_string_lossy() == name {
+                    return Some(inner);
+                }
+                if entry.path().is_dir() {
+                    open.push(inner);
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Which packets of a pod are dropped.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    pub from: From,
+    pub sending: bool,
+    pub receiving: bool,
+}
+
+#[derive(Clone, Debug)]
+pub enum From {
+    Everybody,
+    Addresses(Vec<String>),
+    /// A TCP port, on either side.
+    Port(u16),
+}
+
+impl Cut {
+    pub fn both(from: From) -> Cut {
+        Cut { from, sending: true, receiving: true }
+    }
+
+    /// The API server, by its own address and by that of its Service.
+    pub fn api() -> From {
+        From::Addresses(vec![API.into(), "10.96.0.1".into()])
+    }
+
+    /// A node's address; its pods have others.
+    pub fn node(node: &Node) -> From {
+        From::Addresses(vec![address(node.number), format!("10.244.{}.0/24", node.number)])
+    }
+}
+
+impl Cluster {
+    pub fn stop_api_server(&self) -> Result<()> {
+        let id = self.process("apiserver")?;
+        let id = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process id")?;
+        kill_process(id, Signal::KILL).context("end the API server")?;
+        wait(Duration::from_secs(10), "the API server to end", || self.process("apiserver").is_err())
+    }
+
+    pub fn resume_api_server(&self) -> Result<()> {
+        self.start_api_server()?;
+        wait(Duration::from_secs(60), "the API server", || self.kubectl(&["get", "--raw", "/readyz"]).is_ok())
+    }
+}
+
+fn command_line(process: Pid) -> String {
+    let bytes = fs::read(format!("/proc/{}/cmdline", process.as_raw_nonzero())).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ")
+}
+
+/// Lets a file system write nothing any more, not even its journal: its device then holds what a power failure would leave.
+fn stop_file_system(mount: &Path) -> Result<()> {
+    /// EXT4_IOC_SHUTDOWN, and the flag that leaves the journal as it is.
+    const SHUTDOWN: libc::Ioctl = 0x8004_587d;
+    const WITHOUT_FLUSH: u32 = 2;
+    let folder = File::open(mount).with_context(|| format!("open {}", mount.display()))?;
+    // The request reads one integer through the pointer and keeps nothing.
+    #[allow(unsafe_code)]
+    let answer = unsafe { libc::ioctl(folder.as_raw_fd(), SHUTDOWN, std::ptr::from_ref(&WITHOUT_FLUSH)) };
+    if answer != 0 {
+        return Err(std::io::Error::last_os_error())
+            .with_context(|| format!("stop the file system at {}", mount.display()));
+    }
+    Ok(())
+}
