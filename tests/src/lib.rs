@@ -5,4 +5,8 @@
 #![allow(clippy::panic, clippy::unwrap_used)] // a test says what it expects by panicking
 
 pub mod cluster;
+pub mod judge;
+pub mod namespace;
+pub mod pair;
 pub mod shell;
+pub mod workload;

@@ -1,0 +1,128 @@
+//! What HP Storage Mirroring did: write order, short faults, a human in between, restarts of either side.
+
+use crate::{Case, Stage};
+use anyhow::{Result, ensure};
+use serde_json::json;
+use std::time::Duration;
+use tandem_tests::cluster::trouble::{Cut, From};
+use tandem_tests::pair::{PATIENCE, Pair, Wishes};
+
+pub(crate) const CASES: &[Case] = &[
+    ("hp_2_write_order", write_order),
+    ("hp_4_blip", blip),
+    ("hp_6_manual_mode", manual_mode),
+    ("hp_9_restart_of_the_replicant", restart_of_the_replicant),
+];
+
+fn write_order(stage: &Stage<'_>) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    let mut talk = pair.converse()?;
+    let mut last = 0;
+    for k in 0..500_u64 {
+        ensure!(talk.ask(&format!("pair {k}"))?.starts_with("ok"), "record {k} was refused");
+        last = k;
+    }
+    let uid = pair.pod("a")?["metadata"]["uid"].as_str().unwrap_or_default().to_string();
+    let writer = std::thread::spawn(move || {
+        let mut last = last;
+        for k in last + 1.. {
+            match talk.ask(&format!("pair {k}")) {
+                Ok(answer) if answer.starts_with("ok") => last = k,
+                _ => return last,
+            }
+        }
+        last
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    stage.cluster.node("n1")?.kill_pod(&uid)?;
+    let acknowledged = writer.join().unwrap();
+    pair.wait(PATIENCE, "somebody to lead again", |pair| {
+        Ok(pair.epoch()? > 1 && pair.converse()?.ask("who")?.starts_with("ok"))
+    })?;
+    let mut numbers: Vec<u64> = Vec::new();
+    for line in pair.converse()?.ask_all("numbers")? {
+        numbers.extend(line.split_whitespace().nth(2).and_then(|word| word.parse::<u64>().ok()));
+    }
+    numbers.sort_unstable();
+    let count = numbers.len() as u64;
+    ensure!(numbers.iter().copied().eq(0..count), "a hole in {count} records");
+    ensure!(count > acknowledged, "{acknowledged} was acknowledged, {count} records are there");
+    Ok(())
+}
+
+/// The link between the members is cut for a while: nobody else leads, nothing is copied again.
+fn blip(stage: &Stage<'_>) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    let (epoch, copied) = (pair.epoch()?, pair.report("b")?["netcopy"]["id"].clone());
+    let load = pair.load(2, 100)?;
+    let node = stage.cluster.node("n2")?;
+    let container = pair.container("b", "replicator")?;
+    node.cut(&container, &Cut::both(From::Port(7470)))?;
+    pair.wait(PATIENCE, "a to go on alone", |pair| Ok(pair.state("a")? == "PrimaryAlone"))?;
+    load.progress(100, PATIENCE)?;
+    std::thread::sleep(Duration::from_secs(10));
+    node.heal(&container)?;
+    pair.wait_in_sync("a")?;
+    let history = load.finish();
+    history.judge(&pair.records()?).clean()?;
+    ensure!(pair.epoch()? == epoch, "the epoch went from {epoch} to {}", pair.epoch()?);
+    ensure!(pair.report("b")?["netcopy"]["id"] == copied, "a blip caused a copy");
+    Ok(())
+}
+
+fn manual_mode(stage: &Stage<'_>) -> Result<()> {
+    let pair =
+        Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::spec(json!({"failover": {"mode": "Manual"}})))?;
+    pair.wait_in_sync("a")?;
+    let load = pair.load(1, 0)?;
+    load.progress(50, PATIENCE)?;
+    stage.cluster.kubectl(&["cordon", "n1"])?;
+    let uid = pair.pod("a")?["metadata"]["uid"].as_str().unwrap_or_default().to_string();
+    pair.kubectl(&["delete", "pod", "orders-a-0", "--wait=false", "--grace-period=1"])?;
+    stage.cluster.node("n1")?.kill_pod(&uid)?;
+    pair.wait(PATIENCE, "the human to be asked", |pair| {
+        Ok(pair.condition("ManualActionRequired")? == ("True".into(), "FailoverPending".into()))
+    })?;
+    ensure!(!pair.state("b")?.starts_with("Primary"), "b was promoted although the mode is Manual");
+    stage.cluster.kubectl(&[
+        "-n",
+        "tandem-system",
+        "delete",
+        "pods",
+        "-l",
+        "app.kubernetes.io/component=operator",
+        "--wait=true",
+    ])?;
+    pair.wait(PATIENCE, "the question to outlive the operator", |pair| {
+        Ok(pair.condition("ManualActionRequired")? == ("True".into(), "FailoverPending".into()))
+    })?;
+    pair.annotate("failover", "go")?;
+    pair.wait_active("b")?;
+    load.progress(50, PATIENCE)?;
+    let history = load.finish();
+    history.judge(&pair.records()?).clean()?;
+    stage.cluster.kubectl(&["uncordon", "n1"])?;
+    pair.wait_in_sync("b")
+}
+
+fn restart_of_the_replicant(stage: &Stage<'_>) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    let copied = pair.report("b")?["netcopy"]["id"].clone();
+    let load = pair.load(2, 100)?;
+    load.progress(50, PATIENCE)?;
+    pair.kubectl(&["delete", "pod", "orders-b-0", "--wait=true"])?;
+    load.progress(50, PATIENCE)?;
+    pair.wait_in_sync("a")?;
+    ensure!(pair.report("b")?["netcopy"]["id"] == copied, "a clean restart caused a copy");
+    let uid = pair.pod("b")?["metadata"]["uid"].as_str().unwrap_or_default().to_string();
+    stage.cluster.node("n2")?.kill_pod(&uid)?;
+    load.progress(50, PATIENCE)?;
+    pair.wait_in_sync("a")?;
+    let history = load.finish();
+    history.judge(&pair.records()?).clean()?;
+    ensure!(history.reigns().len() == 1, "the leader changed");
+    Ok(())
+}

@@ -1,0 +1,106 @@
+//! The promises to users as scenarios on a real cluster. Each is named after the scenario of the requirements that it
+//! plays. `cargo test -p tandem-tests --test cases -- [NAME ...]` runs those whose names contain one of the words.
+
+mod applications;
+mod hp;
+mod ibm;
+mod outages;
+mod refusals;
+mod sdb;
+mod tt;
+
+use anyhow::{Result, bail};
+use std::process::ExitCode;
+use std::time::Instant;
+use tandem_tests::cluster::Cluster;
+use tandem_tests::namespace::with_namespace;
+
+/// Where a scenario plays.
+struct Stage<'a> {
+    cluster: &'a Cluster,
+    namespace: &'a str,
+}
+
+/// A scenario: its name, and how it is played.
+type Case = (&'static str, fn(&Stage<'_>) -> Result<()>);
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let cluster = Cluster::here();
+    if !cluster.is_up() {
+        if std::env::var_os("REQUIRE_CLUSTER").is_some_and(|value| value == "1") {
+            eprintln!(
+                "no cluster runs and REQUIRE_CLUSTER=1: start one with `cargo verify` or `cargo run -p tandem-tests --bin cluster -- up`"
+            );
+            return ExitCode::FAILURE;
+        }
+        eprintln!("no cluster runs: the scenarios were not played (`cargo verify` starts one)");
+        println!("0 passed, 0 failed, {} skipped", all().count());
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = cluster.enter() {
+        eprintln!("{error:#}");
+        return ExitCode::FAILURE;
+    }
+    let (mut passed, mut failed) = (0, Vec::new());
+    for (name, play) in
+        all().filter(|(name, _)| words.is_empty() || words.iter().any(|word| name.contains(word.as_str())))
+    {
+        let started = Instant::now();
+        println!("{name} ...");
+        let result = with_namespace(&cluster, name, |namespace| play(&Stage { cluster: &cluster, namespace }))
+            .and_then(|()| whole_again(&cluster));
+        let seconds = started.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                passed += 1;
+                println!("{name} passed ({seconds:.1} s)");
+            }
+            Err(error) => {
+                println!("{name} FAILED ({seconds:.1} s): {error:#}");
+                failed.push(name);
+                if let Err(error) = mend(&cluster) {
+                    println!("the cluster could not be mended: {error:#}");
+                    break;
+                }
+            }
+        }
+    }
+    for name in &failed {
+        println!("failed: {name}");
+    }
+    println!("{passed} passed, {} failed", failed.len());
+    if failed.is_empty() && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn all() -> impl Iterator<Item = Case> {
+    [refusals::CASES, tt::CASES, sdb::CASES, ibm::CASES, hp::CASES, outages::CASES, applications::CASES]
+        .into_iter()
+        .flatten()
+        .copied()
+}
+
+/// A scenario must leave the cluster as it found it.
+fn whole_again(cluster: &Cluster) -> Result<()> {
+    for node in cluster.nodes()? {
+        if !node.is_up() {
+            bail!("the scenario left node {} down", node.name);
+        }
+    }
+    Ok(())
+}
+
+/// After a failure: nodes boot, links come up, the API server runs, nothing is cordoned.
+fn mend(cluster: &Cluster) -> Result<()> {
+    if cluster.kubectl(&["get", "--raw", "/readyz"]).is_err() {
+        cluster.resume_api_server()?;
+    }
+    for node in cluster.nodes()? {
+        node.set_link(true).ok();
+        if !node.is_up() {
+            node.start()?;
+        }
+        cluster.kubectl(&["uncordon", &node.name])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! Each protection under each trouble, and the control plane away: nothing acknowledged is lost, nobody acknowledges twice.
+
+use crate::{Case, Stage};
+use anyhow::{Result, ensure};
+use serde_json::json;
+use std::time::{Duration, Instant};
+use tandem_tests::cluster::trouble::{Cut, From, Keeps};
+use tandem_tests::pair::{PATIENCE, Pair, Wishes};
+
+pub(crate) const CASES: &[Case] = &[
+    ("max_availability_under_trouble", |stage| under_trouble(stage, "MaxAvailability")),
+    ("max_protection_under_trouble", |stage| under_trouble(stage, "MaxProtection")),
+    ("failover_without_an_operator", without_an_operator),
+    ("two_minutes_without_the_api", without_the_api),
+    ("drain_of_the_masters_node", drain),
+    ("deleting_the_pair_keeps_the_volumes", deleting),
+    ("d3_8_split", split),
+];
+
+/// Master's pod killed, replicant killed, link cut, master cut from everything, master's node killed; one after the other
+/// on one pair under load, whole again in between.
+fn under_trouble(stage: &Stage<'_>, protection: &str) -> Result<()> {
+    let wishes = Wishes::spec(json!({"replication": {"protection": protection}}));
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &wishes)?;
+    pair.wait_in_sync("a")?;
+    let load = pair.load(3, 0)?;
+    let trouble: [(&str, fn(&Pair, &str) -> Result<()>); 5] = [
+        ("master's pod killed", |pair, master| kill_pod(pair, master)),
+        ("replicant killed", |pair, master| kill_pod(pair, other(master))),
+        ("link cut", |pair, master| cut_for(pair, other(master), From::Port(7470))),
+        ("master cut from everything", |pair, master| cut_for(pair, master, From::Everybody)),
+        ("master's node killed", |pair, master| {
+            let node = pair.cluster.node(node_of(master))?;
+            node.kill(Keeps::OnlySynced)?;
+            pair.wait_active(other(master))?;
+            std::thread::sleep(Duration::from_secs(2));
+            node.start()
+        }),
+    ];
+    for (name, make) in trouble {
+        load.progress(100, PATIENCE)?;
+        let master = pair.active()?;
+        let began = Instant::now();
+        make(&pair, &master)?;
+        pair.wait(PATIENCE, "the pair to be whole again", |pair| {
+            let active = pair.active()?;
+            Ok(pair.condition("InSync")?.0 == "True" && pair.state(&active)? == "PrimaryActive")
+        })?;
+        load.progress(50, PATIENCE)?;
+        println!("  {name}: {} leads, whole again after {:.1} s", pair.active()?, began.elapsed().as_secs_f64());
+    }
+    let history = load.finish();
+    let verdict = history.judge(&pair.records()?);
+    println!(
+        "  {} acknowledged, {} unknown, {} refused; {:?}",
+        verdict.acknowledged,
+        verdict.unknown,
+        verdict.refused,
+        history.reigns()
+    );
+    verdict.clean()
+}
+
+pub(crate) fn other(member: &str) -> &'static str {
+    if member == "a" { "b" } else { "a" }
+}
+
+pub(crate) fn node_of(member: &str) -> &'static str {
+    if member == "a" { "n1" } else { "n2" }
+}
+
+fn kill_pod(pair: &Pair, member: &str) -> Result<()> {
+    let uid = pair.pod(member)?["metadata"]["uid"].as_str().unwrap_or_default().to_string();
+    pair.cluster.node(node_of(member))?.kill_pod(&uid)
+}
+
+fn cut_for(pair: &Pair, member: &str, from: From) -> Result<()> {
+    let node = pair.cluster.node(node_of(member))?;
+    let container = pair.container(member, "replicator")?;
+    node.cut(&container, &Cut::both(from))?;
+    std::thread::sleep(Duration::from_secs(15));
+    // The pod may have been replaced meanwhile; its network went with it.
+    node.heal(&container).ok();
+    Ok(())
+}
+
+fn without_an_operator(stage: &Stage<'_>) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    let load = pair.load(2, 0)?;
+    load.progress(50, PATIENCE)?;
+    let system = |arguments: &[&str]| stage.cluster.kubectl(&[&["-n", "tandem-system"], arguments].concat());
+    system(&["scale", "deployment", "-l", "app.kubernetes.io/component=operator", "--replicas=0"])?;
+    system(&["wait", "pods", "-l", "app.kubernetes.io/component=operator", "--for=delete", "--timeout=60s"])?;
+    let node = stage.cluster.node("n1")?;
+    let killed = Instant::now();
+    node.kill(Keeps::OnlySynced)?;
+    // The Service too must have moved: that is where the clients are.
+    let result = load.progress(100, PATIENCE);
+    node.start()?;
+    system(&["scale", "deployment", "-l", "app.kubernetes.io/component=operator", "--replicas=2"])?;
+    result?;
+    pair.wait_in_sync("b")?;
+    let history = load.finish();
+    println!("  write outage without an operator {:.2} s", history.outage(killed).as_secs_f64());
+    history.judge(&pair.records()?).clean()
+}
+
+fn without_the_api(stage: &Stage<'_>) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    let load = pair.load(2, 100)?;
+    load.progress(50, PATIENCE)?;
+    stage.cluster.stop_api_server()?;
+    let began = Instant::now();
+    let mut result = Ok(());
+    while result.is_ok() && began.elapsed() < Duration::from_secs(120) {
+        result = load.progress(100, Duration::from_secs(20));
+    }
+    stage.cluster.resume_api_server()?;
+    result?;
+    pair.wait_in_sync("a")?;
+    let history = load.finish();
+    let verdict = history.judge(&pair.records()?);
+    verdict.clean()?;
+    ensure!(
+        verdict.unknown + verdict.refused == 0,
+        "{} writes failed while the API server was away",
+        verdict.unknown + verdict.refused
+    );
+    Ok(())
+}
+
+fn drain(stage: &Stage<'_>) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    let load = pair.load(2, 0)?;
+    load.progress(50, PATIENCE)?;
+    let began = Instant::now();
+    stage.cluster.kubectl(&[
+        "drain",
+        "n1",
+        "--ignore-daemonsets",
+        "--delete-emptydir-data",
+        "--timeout=60s",
+        "--pod-selector",
+        "tandem.dev/pair=orders",
+    ])?;
+    pair.wait_active("b")?;
+    load.progress(50, PATIENCE)?;
+    stage.cluster.kubectl(&["uncordon", "n1"])?;
+    pair.wait_in_sync("b")?;
+    let history = load.finish();
+    println!("  write outage of a drain {:.2} s", history.outage(began).as_secs_f64());
+    let verdict = history.judge(&pair.records()?);
+    verdict.clean()?;
+    ensure!(verdict.refused == 0, "{} writes were answered with an error", verdict.refused);
+    Ok(())
+}
+
+fn deleting(stage: &Stage<'_>) -> Result<()> {
+    let wishes = Wishes::default();
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &wishes)?;
+    pair.wait_in_sync("a")?;
+    let load = pair.load(1, 0)?;
+    load.progress(100, PATIENCE)?;
+    let history = load.finish();
+    pair.kubectl(&["delete", "replicationpair", "orders", "--timeout=60s"])?;
+    pair.wait(PATIENCE, "the pods to go", |pair| Ok(pair.kubectl(&["get", "pods", "-o", "name"])?.trim().is_empty()))?;
+    let claims = pair.kubectl(&["get", "persistentvolumeclaims", "-o", "name"])?;
+    ensure!(claims.lines().count() == 2, "claims left: {claims}");
+    // Plain files, readable without us.
+    let records = stage.cluster.node("n1")?.path(&format!("/mnt/{}/records/0", pair.volume("a")))?;
+    let lines: Vec<String> = std::fs::read_to_string(records)?.lines().map(|k| format!("record 0 {k}")).collect();
+    history.judge(&lines).clean()
+}
+
+/// The members are cut from each other while both see clients.
+fn split(stage: &Stage<'_>) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    let load = pair.load(2, 0)?;
+    load.progress(50, PATIENCE)?;
+    let pinned = tandem_tests::judge::Load::start(&pair.pod_address("b")?, 1, 10);
+    let node = stage.cluster.node("n2")?;
+    let container = pair.container("b", "replicator")?;
+    node.cut(&container, &Cut::both(From::Port(7470)))?;
+    load.progress(200, PATIENCE)?;
+    std::thread::sleep(Duration::from_secs(12));
+    load.progress(50, PATIENCE)?;
+    ensure!(pinned.acknowledged() == 0, "both acknowledged");
+    node.heal(&container)?;
+    pair.wait_in_sync("a")?;
+    ensure!(pinned.finish().acknowledged().count() == 0, "both acknowledged");
+    let history = load.finish();
+    history.judge(&pair.records()?).clean()
+}

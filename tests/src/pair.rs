@@ -1,0 +1,297 @@
+//! A `ReplicationPair` as a user sees it: a manifest, its status, its Service, its annotations.
+
+use crate::cluster::{Cluster, wait};
+use crate::judge::{Conversation, Load};
+use crate::shell;
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How long a step may take on a busy machine before it counts as stuck.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One pair in one namespace, its member a on node n1 and b on n2.
+pub struct Pair {
+    pub cluster: Cluster,
+    pub namespace: String,
+    pub name: String,
+}
+
+/// What differs from the simplest pair.
+#[derive(Clone, Debug)]
+pub struct Wishes {
+    pub mebibytes: u64,
+    /// Merged over `spec`.
+    pub spec: Value,
+    /// Image and command of the one container; the workload by default.
+    pub container: Value,
+}
+
+impl Default for Wishes {
+    fn default() -> Self {
+        Self { mebibytes: 512, spec: json!({}), container: workload() }
+    }
+}
+
+impl Wishes {
+    /// The simplest pair, with these fields of `spec`.
+    pub fn spec(spec: Value) -> Self {
+        Self { spec, ..Self::default() }
+    }
+}
+
+fn workload() -> Value {
+    json!({
+        "name": "app", "image": "localhost/tandem-workload:test", "imagePullPolicy": "Never",
+        "command": ["/workload", "serve", "/data"],
+        "ports": [{"name": "client", "containerPort": crate::workload::PORT}],
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    })
+}
+
+impl Pair {
+    /// Makes the members' volumes and applies the pair. Returns at once: `wait` says when it is what it should be.
+    pub fn apply(cluster: &Cluster, namespace: &str, name: &str, wishes: &Wishes) -> Result<Self> {
+        let pair = Self { cluster: cluster.clone(), namespace: namespace.into(), name: name.into() };
+        for (member, node) in [("a", "n1"), ("b", "n2")] {
+            let volume = pair.volume(member);
+            let node = cluster.node(node)?;
+            if !node.volumes()?.contains(&volume) {
+                node.create_volume(&volume, wishes.mebibytes, "")?;
+                // Reserved for this member: volumes of other pairs on the node look just the same.
+                let claim = json!({"spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+                    "namespace": namespace, "name": format!("tandem-backing-{name}-{member}-0")}}});
+                cluster.kubectl(&["patch", "persistentvolume", &volume, "-p", &claim.to_string()])?;
+            }
+        }
+        pair.apply_manifest(&pair.manifest(wishes))?;
+        Ok(pair)
+    }
+
+    /// Applies a pair without making volumes: for what must be refused.
+    pub fn apply_only(cluster: &Cluster, namespace: &str, name: &str, wishes: &Wishes) -> Result<Self> {
+        let pair = Self { cluster: cluster.clone(), namespace: namespace.into(), name: name.into() };
+        pair.apply_manifest(&pair.manifest(wishes))?;
+        Ok(pair)
+    }
+
+    /// A program of this machine, to be run as a client of the pair: this process is in the cluster's network.
+    pub fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("PATH", "/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/bin:/bin").env("PGCONNECT_TIMEOUT", "3");
+        command
+    }
+
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        shell::run(self.command(program).args(arguments))
+    }
+
+    /// The manifest that `apply` applies.
+    pub fn manifest(&self, wishes: &Wishes) -> Value {
+        let mut spec = json!({
+            "template": {"spec": {"containers": [wishes.container], "terminationGracePeriodSeconds": 5}},
+            "volumeClaimTemplate": {"spec": {
+                "accessModes": ["ReadWriteOncePod"], "storageClassName": "tandem-local",
+                "resources": {"requests": {"storage": format!("{}Mi", wishes.mebibytes / 2)}},
+            }},
+            "preferredMaster": "a",
+            "members": {
+                "a": {"nodeSelector": {"kubernetes.io/hostname": "n1"}},
+                "b": {"nodeSelector": {"kubernetes.io/hostname": "n2"}},
+            },
+        });
+        merge(&mut spec, &wishes.spec);
+        json!({"apiVersion": "tandem.dev/v1alpha1", "kind": "ReplicationPair",
+               "metadata": {"name": self.name, "namespace": self.namespace}, "spec": spec})
+    }
+
+    pub fn apply_manifest(&self, manifest: &Value) -> Result<()> {
+        self.cluster.apply(&manifest.to_string())
+    }
+
+    /// The name of a member's volume on its node.
+    pub fn volume(&self, member: &str) -> String {
+        format!("{}-{}-{member}", self.namespace, self.name)
+    }
+
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        self.cluster.kubectl(&[&["-n", &self.namespace], arguments].concat())
+    }
+
+    pub fn get(&self, kind: &str, name: &str) -> Result<Value> {
+        serde_json::from_str(&self.kubectl(&["get", kind, name, "-o", "json"])?).context("read the object")
+    }
+
+    pub fn status(&self) -> Result<Value> {
+        Ok(self.get("replicationpair", &self.name)?["status"].take())
+    }
+
+    pub fn active(&self) -> Result<String> {
+        Ok(self.status()?["active"].as_str().unwrap_or_default().to_string())
+    }
+
+    pub fn epoch(&self) -> Result<u64> {
+        Ok(self.status()?["epoch"].as_u64().unwrap_or_default())
+    }
+
+    /// A condition's status and reason.
+    pub fn condition(&self, kind: &str) -> Result<(String, String)> {
+        let status = self.status()?;
+        let conditions = status["conditions"].as_array().cloned().unwrap_or_default();
+        let found = conditions.into_iter().find(|condition| condition["type"] == kind);
+        let text = |field: &str| found.as_ref().and_then(|found| found[field].as_str()).unwrap_or_default().to_string();
+        Ok((text("status"), text("reason")))
+    }
+
+    /// A member's own report.
+    pub fn report(&self, member: &str) -> Result<Value> {
+        Ok(self.get("replicationmember", &format!("{}-{member}", self.name))?["status"].take())
+    }
+
+    pub fn state(&self, member: &str) -> Result<String> {
+        Ok(self.report(member)?["state"].as_str().unwrap_or_default().to_string())
+    }
+
+    pub fn wait(&self, limit: Duration, what: &str, mut holds: impl FnMut(&Self) -> Result<bool>) -> Result<()> {
+        let mut last = None;
+        wait(limit, what, || match holds(self) {
+            Ok(holds) => holds,
+            Err(error) => {
+                last = Some(error);
+                false
+            }
+        })
+        .with_context(|| match last {
+            Some(error) => format!("the last look failed: {error:#}"),
+            None => {
+                format!("status: {}", self.status().map_or_else(|error| error.to_string(), |status| status.to_string()))
+            }
+        })
+    }
+
+    pub fn wait_condition(&self, kind: &str, status: &str) -> Result<()> {
+        self.wait(PATIENCE, &format!("{kind}={status}"), |pair| Ok(pair.condition(kind)?.0 == status))
+    }
+
+    /// Both members have everything, and `member` leads and serves.
+    pub fn wait_in_sync(&self, member: &str) -> Result<()> {
+        self.wait(PATIENCE, &format!("{member} to lead a pair that is in sync"), |pair| {
+            Ok(pair.active()? == member
+                && pair.condition("InSync")?.0 == "True"
+                && pair.condition("Ready")?.0 == "True")
+        })
+    }
+
+    /// `member` leads and serves, alone or not.
+    pub fn wait_active(&self, member: &str) -> Result<()> {
+        self.wait(PATIENCE, &format!("{member} to lead"), |pair| {
+            Ok(pair.active()? == member && pair.state(member)?.starts_with("Primary"))
+        })
+    }
+
+    /// Asks for something by annotation. The token is the caller's.
+    pub fn annotate(&self, verb: &str, token: &str) -> Result<()> {
+        self.kubectl(&["annotate", "--overwrite", "replicationpair", &self.name, &format!("tandem.dev/{verb}={token}")])
+            .map(drop)
+    }
+
+    /// What became of a request: `Accepted`, `Refused` or `Completed`, and why.
+    pub fn request(&self, verb: &str, token: &str) -> Result<Option<(String, String)>> {
+        let status = self.status()?;
+        let requests = status["handledRequests"].as_array().cloned().unwrap_or_default();
+        let found = requests.into_iter().find(|request| request["verb"] == verb && request["token"] == token);
+        Ok(found.map(|request| {
+            let text = |field: &str| request[field].as_str().unwrap_or_default().to_string();
+            (text("result"), text("reason"))
+        }))
+    }
+
+    pub fn wait_request(&self, verb: &str, token: &str, result: &str) -> Result<()> {
+        self.wait(PATIENCE, &format!("{verb}={token} to be {result}"), |pair| {
+            Ok(pair.request(verb, token)?.is_some_and(|(found, _)| found == result))
+        })
+    }
+
+    /// The address of the read/write Service.
+    pub fn address(&self) -> Result<String> {
+        let address = self.kubectl(&["get", "service", &self.name, "-o", "jsonpath={.spec.clusterIP}"])?;
+        if address.is_empty() { bail!("Service {} has no address", self.name) } else { Ok(address) }
+    }
+
+    /// A conversation with whoever serves, as soon as somebody does.
+    pub fn converse(&self) -> Result<Conversation> {
+        let address = self.address()?;
+        let started = Instant::now();
+        loop {
+            let opened = Conversation::open(&address, Duration::from_secs(2)).and_then(|mut open| {
+                open.ask("who")?;
+                Ok(open)
+            });
+            match opened {
+                Ok(open) => return Ok(open),
+                Err(error) if started.elapsed() > PATIENCE => return Err(error.context("nobody serves the Service")),
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    }
+
+    /// Clients at work through the Service.
+    pub fn load(&self, clients: usize, per_second: u64) -> Result<Load> {
+        self.converse()?;
+        Ok(Load::start(&self.address()?, clients, per_second))
+    }
+
+    pub fn records(&self) -> Result<Vec<String>> {
+        self.converse()?.ask_all("read")
+    }
+
+    pub fn pod(&self, member: &str) -> Result<Value> {
+        self.get("pod", &format!("{}-{member}-0", self.name))
+    }
+
+    /// The id of a member's running container.
+    pub fn container(&self, member: &str, name: &str) -> Result<String> {
+        let pod = self.pod(member)?;
+        let statuses = ["containerStatuses", "initContainerStatuses"]
+            .iter()
+            .flat_map(|list| pod["status"][list].as_array().cloned().unwrap_or_default())
+            .collect::<Vec<_>>();
+        let found = statuses.into_iter().find(|status| status["name"] == name);
+        let id = found.and_then(|status| status["containerID"].as_str().map(String::from));
+        id.with_context(|| format!("{member} has no container {name}"))
+    }
+
+    /// Where a member's pod can be reached, whoever leads.
+    pub fn pod_address(&self, member: &str) -> Result<String> {
+        let pod = self.pod(member)?;
+        pod["status"]["podIP"].as_str().map(String::from).with_context(|| format!("{member} has no address"))
+    }
+
+    /// How often the containers of a member were restarted.
+    pub fn restarts(&self, member: &str) -> Result<u64> {
+        let pod = self.pod(member)?;
+        let lists = ["containerStatuses", "initContainerStatuses"];
+        let statuses = lists.iter().flat_map(|list| pod["status"][list].as_array().cloned().unwrap_or_default());
+        Ok(statuses.map(|status| status["restartCount"].as_u64().unwrap_or_default()).sum())
+    }
+
+    /// Whether an Event with this reason was recorded about anything of the pair.
+    pub fn has_event(&self, reason: &str) -> Result<bool> {
+        let events: Value = serde_json::from_str(&self.kubectl(&["get", "events", "-o", "json"])?)?;
+        let events = events["items"].as_array().cloned().unwrap_or_default();
+        Ok(events.iter().any(|event| event["reason"] == reason))
+    }
+}
+
+/// Lays `over` on `base`, object by object.
+fn merge(base: &mut Value, over: &Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                merge(base.entry(key.clone()).or_insert(Value::Null), value);
+            }
+        }
+        (base, over) => *base = over.clone(),
+    }
+}

@@ -1,0 +1,160 @@
+//! The application of the scenarios: a small static program that keeps records in files and answers only when they are on
+//! disk. One line in, one line out, over TCP:
+//!
+//! ```text
+//! append CLIENT K   -> ok CLIENT K POD     the record is in CLIENT's file, and fsynced
+//! pair K            -> ok pair K POD       K is appended to one of two files, in turn, each fsynced before the next
+//! put NAME BYTES    -> ok NAME BYTES POD   a file of that many bytes, written aside, fsynced, renamed, its folder fsynced
+//! remove NAME       -> ok NAME 0 POD       the file is unlinked and the folder fsynced
+//! read              -> record CLIENT K ... end
+//! list              -> file NAME BYTES DIGEST ... end
+//! who               -> ok POD 0 POD
+//! ```
+//! What fails is answered by `error` and the reason; what was asked for may then have happened or not.
+
+use sha2::{Digest, Sha256};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// Where it listens.
+pub const PORT: u16 = 8080;
+
+/// Serves until the process is ended. SIGTERM ends it at once: nothing that was answered is in memory only.
+pub fn serve(folder: &Path) -> io::Result<()> {
+    for name in ["records", "files"] {
+        fs::create_dir_all(folder.join(name))?;
+    }
+    let pod = std::env::var("HOSTNAME").unwrap_or_else(|_| "unnamed".into());
+    let state = Arc::new(State { folder: folder.to_path_buf(), pod, pair: Mutex::new(()) });
+    let listener = TcpListener::bind(("0.0.0.0", PORT))?;
+    println!("serving {}", folder.display());
+    for connection in listener.incoming() {
+        let (connection, state) = (connection?, Arc::clone(&state));
+        std::thread::spawn(move || {
+            if let Err(error) = converse(&state, connection) {
+                eprintln!("a connection ended: {error}");
+            }
+        });
+    }
+    Ok(())
+}
+
+struct State {
+    folder: PathBuf,
+    pod: String,
+    /// Keeps the two files of `pair` in one order.
+    pair: Mutex<()>,
+}
+
+fn converse(state: &State, connection: TcpStream) -> io::Result<()> {
+    connection.set_nodelay(true)?;
+    let mut out = BufWriter::new(connection.try_clone()?);
+    for line in BufReader::new(connection).lines() {
+        let line = line?;
+        if let Err(error) = answer(state, &line, &mut out) {
+            writeln!(out, "error {error}")?;
+        }
+        out.flush()?;
+    }
+    Ok(())
+}
+
+fn answer(state: &State, line: &str, out: &mut impl Write) -> io::Result<()> {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let records = state.folder.join("records");
+    let files = state.folder.join("files");
+    match words.as_slice() {
+        ["append", client, k] => {
+            append(&records.join(plain(client)?), k)?;
+            writeln!(out, "ok {client} {k} {}", state.pod)
+        }
+        ["pair", k] => {
+            let number: u64 = k.parse().map_err(io::Error::other)?;
+            let _order = state.pair.lock().map_err(|_| io::Error::other("a writer died"))?;
+            append(&state.folder.join(if number % 2 == 0 { "even" } else { "odd" }), k)?;
+            writeln!(out, "ok pair {k} {}", state.pod)
+        }
+        ["put", name, bytes] => {
+            put(&files, plain(name)?, bytes.parse().map_err(io::Error::other)?)?;
+            writeln!(out, "ok {name} {bytes} {}", state.pod)
+        }
+        ["remove", name] => {
+            fs::remove_file(files.join(plain(name)?))?;
+            File::open(&files)?.sync_all()?;
+            writeln!(out, "ok {name} 0 {}", state.pod)
+        }
+        ["read"] => {
+            for entry in fs::read_dir(&records)? {
+                let entry = entry?;
+                for k in fs::read_to_string(entry.path())?.lines() {
+                    writeln!(out, "record {} {k}", entry.file_name().to_string_lossy())?;
+                }
+            }
+            writeln!(out, "end")
+        }
+        ["numbers"] => {
+            for name in ["even", "odd"] {
+                let text = fs::read_to_string(state.folder.join(name)).unwrap_or_default();
+                text.lines().try_for_each(|k| writeln!(out, "record {name} {k}"))?;
+            }
+            writeln!(out, "end")
+        }
+        ["list"] => {
+            for entry in fs::read_dir(&files)? {
+                let entry = entry?;
+                let mut hash = Sha256::new();
+                let bytes = io::copy(&mut File::open(entry.path())?, &mut hash)?;
+                let digest: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+                writeln!(out, "file {} {bytes} {digest}", entry.file_name().to_string_lossy())?;
+            }
+            writeln!(out, "end")
+        }
+        ["who"] => writeln!(out, "ok {} 0 {}", state.pod, state.pod),
+        _ => Err(io::Error::other("not understood")),
+    }
+}
+
+fn append(path: &Path, record: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    file.write_all(format!("{record}\n").as_bytes())?;
+    file.sync_data()?;
+    Ok(())
+}
+
+fn put(folder: &Path, name: &str, bytes: u64) -> io::Result<()> {
+    let aside = folder.join(format!(".{name}.new"));
+    let mut file = File::create(&aside)?;
+    let seed = name.as_bytes().iter().fold(17_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(*byte)));
+    io::copy(&mut Noise { state: seed | 1, left: bytes }, &mut file)?;
+    file.sync_all()?;
+    fs::rename(&aside, folder.join(name))?;
+    File::open(folder)?.sync_all()
+}
+
+/// Bytes that do not compress and that follow from a seed.
+struct Noise {
+    state: u64,
+    left: u64,
+}
+
+impl Read for Noise {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = buffer.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        for byte in &mut buffer[..length] {
+            self.state ^= self.state << 13;
+            self.state ^= self.state >> 7;
+            self.state ^= self.state << 17;
+            *byte = self.state.to_le_bytes()[0];
+        }
+        self.left -= length as u64;
+        Ok(length)
+    }
+}
+
+/// A name that stays in its folder.
+fn plain(name: &str) -> io::Result<&str> {
+    if name.contains('/') || name.starts_with('.') { Err(io::Error::other("not a plain name")) } else { Ok(name) }
+}
