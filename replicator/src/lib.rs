@@ -5,7 +5,9 @@
 //! ```
 
 pub mod capture;
+pub mod handover;
 pub mod manifest;
 pub mod op;
 pub mod redo;
+pub mod supervise;
 pub mod volume;
