@@ -7,6 +7,8 @@
 pub mod capture;
 pub mod handover;
 pub mod manifest;
+pub mod disk;
+pub mod journal;
 pub mod op;
 pub mod redo;
 pub mod supervise;

@@ -1,6 +1,8 @@
 //! The mutations a file system knows. An operation names files by id, never by path, so replay does not depend on renames
 //! and a hostile peer has no path to escape with. Bytes on disk and wire: `op/codec.rs`.
 
+pub mod codec;
+
 /// Identity of a file for its whole life, chosen by the master that creates it; also the inode number that the
 /// application sees. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]

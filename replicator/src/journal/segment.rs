@@ -1,0 +1,354 @@
+//! One file of the journal, and the room kept ready for the next one.
+//!
+//! A segment begins with a page that says whose it is and which position it follows; entries come after it. Files that are
+//! no longer needed are kept under another name and used again: their blocks are already written, so a sync of new records
+//! has nothing to log but the data. What such a file still holds from its earlier use cannot be taken for new records,
+//! because neither sequence number nor chain fit; its old marks carry the tag of the earlier use.
+
+use std::fs::{File, OpenOptions};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::io;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+
+use parking_lot::Mutex;
+use tandem_protocol::Position;
+
+use super::entry::{self, Broken, Header, Kind};
+use super::{JournalError, ReadError, io_error};
+use crate::disk;
+
+/// Bytes before the first entry.
+pub(super) const HEADER_BYTES: u64 = 4096;
+const MAGIC: &[u8; 8] = b"TANDEMJN";
+const VERSION: u32 = 1;
+/// Every so many bytes a segment remembers a place, so that a read need not begin at its start.
+pub(super) const POINT_BYTES: u64 = 16 << 10;
+/// Prepared files that are kept; more are given back to the volume.
+const PREPARED_MAX: usize = 4;
+
+/// What a segment says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Beginning {
+    pub(super) previous: Position,
+    pub(super) pair: [u8; 16],
+    pub(super) committed: u64,
+    pub(super) durable: u64,
+}
+
+/// A place between two records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) offset: u64,
+    pub(super) before: Position,
+}
+
+/// One file of the journal.
+pub(super) struct Segment {
+    pub(super) file: File,
+    pub(super) path: PathBuf,
+    pub(super) previous: Position,
+    pub(super) tag: u64,
+    pub(super) capacity: u64,
+    /// Its name is not yet synced.
+    unnamed: AtomicBool,
+    extent: Mutex<Extent>,
+}
+
+struct Extent {
+    end: u64,
+    points: Vec<Place>,
+}
+
+impl Segment {
+    /// A segment as recovery found it.
+    pub(super) fn found(
+        file: File,
+        path: PathBuf,
+        beginning: &Beginning,
+        tag: u64,
+        capacity: u64,
+        points: Vec<Place>,
+        end: u64,
+    ) -> Segment {
+        Segment {
+            file,
+            path,
+            previous: beginning.previous,
+            tag,
+            capacity,
+            unnamed: AtomicBool::new(false),
+            extent: Mutex::new(Extent { end, points }),
+        }
+    }
+
+    pub(super) fn end_offset(&self) -> u64 {
+        self.extent.lock().end
+    }
+
+    /// Lets readers go up to `end`; `record` is where the newest record begins and what it follows.
+    pub(super) fn publish(&self, record: Option<(u64, Position)>, end: u64) {
+        let mut extent = self.extent.lock();
+        if let Some((offset, before)) = record
+            && extent.points.last().is_none_or(|last| offset - last.offset >= POINT_BYTES)
+        {
+            extent.points.push(Place { offset, before });
+        }
+        extent.end = end;
+    }
+
+    /// The nearest remembered place at or before record `from`.
+    pub(super) fn nearest(&self, from: u64) -> Place {
+        let extent = self.extent.lock();
+        let after = extent.points.partition_point(|point| point.before.seq < from);
+        let start = Place { offset: HEADER_BYTES, before: self.previous };
+        after.checked_sub(1).and_then(|at| extent.points.get(at)).copied().unwrap_or(start)
+    }
+
+    /// Exactly the place where record `from` begins, walking from `near`.
+    pub(super) fn seek(&self, near: Place, from: u64) -> Result<Place, ReadError> {
+        let (mut place, limit) = (near, self.end_offset());
+        let mut bytes = [0; entry::HEADER_BYTES];
+        while place.before.seq + 1 < from {
+            if place.offset >= limit {
+                return Err(Broken::Sequence { expected: from, got: place.before.seq }.into());
+            }
+            self.file.read_exact_at(&mut bytes, place.offset)?;
+            let header = Header::parse(&bytes)?;
+            if header.kind == Kind::Record {
+                place.before = header.position();
+            }
+            place.offset += header.size() as u64;
+        }
+        Ok(place)
+    }
+
+    /// About the bytes of the records after `from` up to `to` in this segment, rounded up to remembered places.
+    pub(super) fn span(&self, from: u64, to: u64) -> u64 {
+        let begin = self.nearest(from + 1).offset;
+        let extent = self.extent.lock();
+        let after = extent.points.partition_point(|point| point.before.seq < to);
+        let end = extent.points.get(after).map_or(extent.end, |point| point.offset);
+        end.saturating_sub(begin)
+    }
+
+    /// Forgets what lay behind `offset`.
+    pub(super) fn cut(&self, offset: u64) {
+        let mut extent = self.extent.lock();
+        extent.points.retain(|point| point.offset <= offset);
+        extent.end = offset;
+    }
+
+    /// Whether the name has to be synced; says so once.
+    pub(super) fn take_unnamed(&self) -> bool {
+        self.unnamed.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// The name of the segment whose first record is `first`.
+fn name(first: u64) -> String {
+    format!("{first:020}.seg")
+}
+
+/// The first record that a file name promises.
+pub(super) fn first_of(name: &str) -> Option<u64> {
+    name.strip_suffix(".seg").filter(|digits| digits.len() == 20)?.parse().ok()
+}
+
+fn page(beginning: &Beginning, tag: u64) -> Vec<u8> {
+    let mut page = vec![0; HEADER_BYTES as usize];
+    page[0..8].copy_from_slice(MAGIC);
+    page[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    page[16..32].copy_from_slice(&beginning.pair);
+    let numbers = [
+        beginning.previous.epoch,
+        beginning.previous.seq,
+        beginning.previous.chain,
+        beginning.committed,
+        beginning.durable,
+        tag,
+    ];
+    for (at, number) in numbers.iter().enumerate() {
+        page[32 + at * 8..40 + at * 8].copy_from_slice(&number.to_le_bytes());
+    }
+    let crc = crc32c::crc32c(&page[16..]);
+    page[12..16].copy_from_slice(&crc.to_le_bytes());
+    page
+}
+
+/// What a file says about itself; nothing if its first page was never written whole.
+pub(super) fn read_page(page: &[u8]) -> Result<Option<(Beginning, u64)>, JournalError> {
+    let Some(page) = page.get(..HEADER_BYTES as usize).filter(|page| page.starts_with(MAGIC)) else { return Ok(None) };
+    let small = |at: usize| u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
+    let number = |at: usize| u64::from(small(32 + at * 8)) | u64::from(small(36 + at * 8)) << 32;
+    if crc32c::crc32c(&page[16..]) != small(12) {
+        return Ok(None);
+    }
+    if small(8) != VERSION {
+        return Err(JournalError::Version(small(8)));
+    }
+    let mut pair = [0; 16];
+    pair.copy_from_slice(&page[16..32]);
+    let previous = Position { epoch: number(0), seq: number(1), chain: number(2) };
+    Ok(Some((Beginning { previous, pair, committed: number(3), durable: number(4) }, number(5))))
+}
+
+/// A number that no earlier use of a file had.
+fn fresh_tag() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Files kept ready for the next segments, and the thread that prepares them.
+pub(super) struct Room {
+    folder: PathBuf,
+    bytes: u64,
+    shared: Arc<Prepared>,
+    wanted: mpsc::Sender<()>,
+}
+
+struct Prepared {
+    ready: Mutex<Vec<PathBuf>>,
+    /// Held while a file is prepared, so that whoever needs one at once waits for it instead of making a second.
+    making: Mutex<()>,
+    asked: AtomicBool,
+    names: AtomicU64,
+}
+
+impl Room {
+    /// Takes over the prepared files that lie in `folder`.
+    pub(super) fn open(folder: &Path, bytes: u64) -> Result<Room, JournalError> {
+        let mut ready = Vec::new();
+        let mut names = 0;
+        for file in std::fs::read_dir(folder).map_err(io_error("list journal"))? {
+            let file = file.map_err(io_error("list journal"))?;
+            let name = file.file_name().to_string_lossy().into_owned();
+            let Some(number) = name.strip_prefix("spare-") else { continue };
+            let whole = file.metadata().map_err(io_error("look at prepared segment"))?.len() == bytes;
+            match number.parse::<u64>() {
+                Ok(number) if whole && ready.len() < PREPARED_MAX => {
+                    names = names.max(number + 1);
+                    ready.push(file.path());
+                }
+                // Half prepared, of another size, or one too many.
+                Ok(_) | Err(_) => std::fs::remove_file(file.path()).map_err(io_error("remove prepared segment"))?,
+            }
+        }
+        let shared = Arc::new(Prepared {
+            ready: Mutex::new(ready),
+            making: Mutex::new(()),
+            asked: AtomicBool::new(false),
+            names: AtomicU64::new(names),
+        });
+        let (wanted, requests) = mpsc::channel::<()>();
+        let (worker, place) = (shared.clone(), folder.to_path_buf());
+        std::thread::Builder::new()
+            .name("journal-room".into())
+            .spawn(move || {
+                while requests.recv().is_ok() {
+                    if let Err(error) = worker.make(&place, bytes) {
+                        // Not final: the append that needs the room tries again and reports it.
+                        tracing::warn!(%error, "prepare journal segment");
+                    }
+                    worker.asked.store(false, Ordering::Release);
+                }
+            })
+            .map_err(io_error("start journal thread"))?;
+        Ok(Room { folder: folder.to_path_buf(), bytes, shared, wanted })
+    }
+
+    /// How many files are ready.
+    pub(super) fn prepared(&self) -> u64 {
+        self.shared.ready.lock().len() as u64
+    }
+
+    /// Sees to it, without waiting, that a file is ready soon.
+    pub(super) fn prepare_one(&self) {
+        if self.shared.ready.lock().is_empty() && !self.shared.asked.swap(true, Ordering::AcqRel) {
+            // The thread lives as long as this; if it died, `segment` makes the room itself.
+            self.wanted.send(()).unwrap_or_default();
+        }
+    }
+
+    /// A segment that begins as told, in a prepared file if one is ready. Nothing is left behind when there is no room.
+    pub(super) fn segment(&self, beginning: Beginning) -> Result<Arc<Segment>, JournalError> {
+        let full = |error: io::Error| match error.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => JournalError::Full(error),
+            _ => JournalError::Io { step: "prepare journal segment", source: error },
+        };
+        self.shared.make(&self.folder, self.bytes).map_err(full)?;
+        let prepared = self.shared.ready.lock().pop();
+        let prepared = prepared.ok_or_else(|| full(io::Error::from_raw_os_error(libc::ENOSPC)))?;
+        let file =
+            OpenOptions::new().read(true).write(true).open(&prepared).map_err(io_error("open prepared segment"))?;
+        let tag = fresh_tag();
+        disk::write_entry(&file, 0, &[&page(&beginning, tag)]).map_err(io_error("begin segment"))?;
+        let path = self.folder.join(name(beginning.previous.seq + 1));
+        disk::name_segment(&prepared, &path).map_err(io_error("name segment"))?;
+        let start = Place { offset: HEADER_BYTES, before: beginning.previous };
+        let segment = Segment::found(file, path, &beginning, tag, self.bytes, vec![start], HEADER_BYTES);
+        segment.unnamed.store(true, Ordering::Release);
+        Ok(Arc::new(segment))
+    }
+
+    /// Puts a segment's file among the prepared ones, unless there are enough, or somebody still reads it.
+    pub(super) fn recycle(&self, segment: Arc<Segment>) -> io::Result<()> {
+        let mut ready = self.shared.ready.lock();
+        if ready.len() >= PREPARED_MAX || Arc::strong_count(&segment) > 1 || segment.capacity != self.bytes {
+            return std::fs::remove_file(&segment.path);
+        }
+        let prepared = self.shared.name(&self.folder);
+        disk::name_segment(&segment.path, &prepared)?;
+        ready.push(prepared);
+        Ok(())
+    }
+}
+
+impl Prepared {
+    fn name(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("spare-{}", self.names.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Makes a file ready if none is.
+    fn make(&self, folder: &Path, bytes: u64) -> io::Result<()> {
+        let _one_at_a_time = self.making.lock();
+        if !self.ready.lock().is_empty() {
+            return Ok(());
+        }
+        let prepared = self.name(folder);
+        let half = prepared.with_extension("half");
+        disk::create_with_room(&half, bytes)?;
+        disk::name_segment(&half, &prepared)?;
+        self.ready.lock().push(prepared);
+        Ok(())
+    }
+}
+
+/// A segment that only holds a saved tail: as long as its records, never written again.
+pub(super) struct Saved {
+    file: File,
+    folder: PathBuf,
+    end: u64,
+}
+
+impl Saved {
+    pub(super) fn create(folder: &Path, previous: Position, pair: [u8; 16]) -> io::Result<Saved> {
+        let path = folder.join(name(previous.seq + 1));
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path)?;
+        let beginning = Beginning { previous, pair, committed: 0, durable: 0 };
+        disk::write_entry(&file, 0, &[&page(&beginning, fresh_tag())])?;
+        Ok(Saved { file, folder: folder.to_path_buf(), end: HEADER_BYTES })
+    }
+
+    pub(super) fn write(&mut self, records: &[u8]) -> io::Result<()> {
+        disk::write_entry(&self.file, self.end, &[records])?;
+        self.end += records.len() as u64;
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> io::Result<()> {
+        disk::sync_file(&self.file)?;
+        disk::sync_folder(&self.folder)
+    }
+}
