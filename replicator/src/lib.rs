@@ -5,10 +5,12 @@
 //! ```
 
 pub mod capture;
-pub mod handover;
-pub mod manifest;
+pub mod checkpoint;
 pub mod disk;
+pub mod handover;
 pub mod journal;
+pub mod manifest;
+pub mod netcopy;
 pub mod op;
 pub mod redo;
 pub mod supervise;

@@ -161,6 +161,11 @@ impl Manifest {
         Ok(self.header()?.1)
     }
 
+    /// How many files it says it lists.
+    pub fn files(&self) -> u64 {
+        self.header().map(|(_, _, _, count)| count).unwrap_or_default()
+    }
+
     /// Builds the tree, and refuses what is not one: names that cannot be, files without a way to the root, circles,
     /// directories with two names.
     pub fn tree(&self) -> Result<Tree, ManifestError> {

@@ -91,13 +91,14 @@ pub type Visit<'v> = dyn FnMut(u64, Stamp, &Op<'_>) -> Result<(), RedoError> + '
 pub type Replay<'r> = dyn FnMut(&mut Visit<'_>) -> Result<(), RedoError> + 'r;
 
 /// What a file that was born after the checkpoint is made from.
-struct Born {
-    kind: FileKind,
-    target: Vec<u8>,
-    device: u64,
-    mode: u32,
-    uid: u32,
-    gid: u32,
+#[derive(Clone, Debug)]
+pub(crate) struct Born {
+    pub(crate) kind: FileKind,
+    pub(crate) target: Vec<u8>,
+    pub(crate) device: u64,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
 }
 
 impl Born {
@@ -108,6 +109,11 @@ impl Born {
             Kind::File | Kind::Directory | Kind::Fifo | Kind::Socket => (Vec::new(), 0),
         };
         Born { kind: FileKind::of(kind), target, device, mode, uid, gid }
+    }
+
+    /// A file of which nothing is known yet but what it is.
+    pub(crate) fn empty(kind: FileKind) -> Born {
+        Born { kind, target: b"?".to_vec(), device: 0, mode: 0o600, uid: 0, gid: 0 }
     }
 
     fn make(&self, folder: &OwnedFd, name: &[u8]) -> Result<Backing, Errno> {
@@ -131,6 +137,21 @@ struct Survey {
     names: Tree,
     touched: HashSet<FileId>,
     born: HashMap<FileId, Born>,
+}
+
+/// How a volume shall be put in order.
+pub(crate) struct Arrangement {
+    /// The files that may be on the volume, with their inodes.
+    pub(crate) old: Tree,
+    /// The names there must be, with the inodes of those files that are kept.
+    pub(crate) names: Tree,
+    /// The files that are made anew.
+    pub(crate) born: HashMap<FileId, Born>,
+    /// Folders that may differ from `old`, unless all are looked at.
+    pub(crate) touched: HashSet<FileId>,
+    pub(crate) scope: Scope,
+    /// A file that should be kept and is nowhere is made anew, empty: somebody else knows what was in it.
+    pub(crate) rebuild_missing: bool,
 }
 
 fn survey(manifest: &Manifest, upto: u64, replay: &mut Replay<'_>) -> Result<Survey, RedoError> {
@@ -233,7 +254,8 @@ impl Scan {
     }
 }
 
-fn scan(old: &Tree, survey: &Survey, scope: Scope, root: OwnedFd) -> Result<Scan, RedoError> {
+fn scan(plan: &Arrangement, root: OwnedFd) -> Result<Scan, RedoError> {
+    let old = &plan.old;
     let own = folder(root.as_fd(), FOLDER).map_err(on("open Tandem's folder"))?;
     let orphans = folder(own.as_fd(), crate::volume::ORPHANS).map_err(on("open the folder of orphans"))?;
     let staging = folder(own.as_fd(), STAGING).map_err(on("open the staging folder"))?;
@@ -249,13 +271,16 @@ fn scan(old: &Tree, survey: &Survey, scope: Scope, root: OwnedFd) -> Result<Scan
         descriptors: Descriptors::new(DESCRIPTORS),
         folders: Vec::new(),
     };
-    let known: HashMap<Backing, (FileId, FileKind)> =
-        old.nodes().map(|(id, node)| (node.backing, (id, node.kind))).collect();
+    let known: HashMap<Backing, (FileId, FileKind)> = old
+        .nodes()
+        .filter(|(id, _)| !plan.born.contains_key(id))
+        .map(|(id, node)| (node.backing, (id, node.kind)))
+        .collect();
     let is_touched = |id: FileId| {
-        scope == Scope::Everything
-            || survey.touched.contains(&id)
+        plan.scope == Scope::Everything
+            || plan.touched.contains(&id)
             // A folder that is gone in the end is emptied before it is removed.
-            || survey.names.node(id).is_none()
+            || plan.names.node(id).is_none()
     };
     // Folders that must be found: the touched ones, and those above them at the checkpoint.
     let mut interesting: HashSet<FileId> = HashSet::new();
@@ -323,6 +348,7 @@ struct Cleared {
     kept: HashSet<(FileId, u64)>,
     kept_orphans: HashSet<FileId>,
     staged: HashMap<FileId, FileKind>,
+    found: HashSet<FileId>,
 }
 
 fn clear(names: &Tree, scan: &mut Scan) -> Result<Cleared, RedoError> {
@@ -334,6 +360,7 @@ fn clear(names: &Tree, scan: &mut Scan) -> Result<Cleared, RedoError> {
         entries.retain(|found| match found.what {
             What::Known(id, kind) if names.node(id).is_some() && found.name == orphan_name(id) => {
                 cleared.staged.insert(id, kind);
+                cleared.found.insert(id);
                 false
             }
             What::Known(..) | What::Stray(_) => true,
@@ -355,6 +382,7 @@ fn clear(names: &Tree, scan: &mut Scan) -> Result<Cleared, RedoError> {
                 unlinkat(&descriptor, name.as_slice(), flags).map_err(on("remove what must not be there"))?;
                 continue;
             };
+            cleared.found.insert(id);
             if *key == ORPHANS_KEY && node.links().is_empty() && *name == orphan_name(id) {
                 cleared.kept_orphans.insert(id);
                 continue;
@@ -536,29 +564,15 @@ pub fn converge(
     replay: &mut Replay<'_>,
 ) -> Result<Volume, RedoError> {
     let survey = survey(manifest, upto, replay)?;
-    let old = manifest.tree()?;
-    let mut scan = scan(&old, &survey, scope, open_root(path).map_err(on("open the volume"))?)?;
-    let mut touched = survey.touched.clone();
-    if scope == Scope::Everything {
-        touched.extend(old.nodes().filter(|(_, node)| node.kind == FileKind::Directory).map(|(id, _)| id));
-    }
-    drop(old);
-    let cleared = clear(&survey.names, &mut scan)?;
-    let staging = Arc::clone(&scan.staging);
-    drop(scan);
-    let folders =
-        Folders::open(open_root(path).map_err(on("open the volume"))?).map_err(on("open Tandem's folders"))?;
-    let volume = Volume::with(path, options, folders, survey.names);
-    let mut placing = Placing {
-        volume: &volume,
-        staging,
-        touched,
-        born: &survey.born,
-        cleared,
-        made: HashSet::new(),
-        lost: Vec::new(),
+    let plan = Arrangement {
+        old: manifest.tree()?,
+        names: survey.names,
+        born: survey.born,
+        touched: survey.touched,
+        scope,
+        rebuild_missing: false,
     };
-    placing.place_all()?;
+    let (volume, _) = arrange(path, options, plan)?;
     replay(&mut |seq, _, op| {
         let Some(id) = file_of(op) else { return Ok(()) };
         // Of a file that is gone in the end nothing needs to be done again.
@@ -572,12 +586,54 @@ pub fn converge(
     Ok(volume)
 }
 
+/// Brings every file to the names it must have, and makes those that are new; they are handed back. Content is not
+/// looked at.
+pub(crate) fn arrange(
+    path: &Path,
+    options: Options,
+    mut plan: Arrangement,
+) -> Result<(Volume, HashMap<FileId, Born>), RedoError> {
+    let mut scan = scan(&plan, open_root(path).map_err(on("open the volume"))?)?;
+    if plan.scope == Scope::Everything {
+        let old = plan.old.nodes().filter(|(_, node)| node.kind == FileKind::Directory);
+        plan.touched.extend(old.map(|(id, _)| id));
+    }
+    drop(std::mem::replace(&mut plan.old, Tree::new(Node::new(FileKind::Directory, Backing::default(), 0, 0))));
+    let cleared = clear(&plan.names, &mut scan)?;
+    let staging = Arc::clone(&scan.staging);
+    drop(scan);
+    if plan.rebuild_missing {
+        let missing: Vec<(FileId, FileKind)> = plan
+            .names
+            .nodes()
+            .filter(|(id, _)| *id != ROOT && !cleared.found.contains(id) && !plan.born.contains_key(id))
+            .map(|(id, node)| (id, node.kind))
+            .collect();
+        plan.born.extend(missing.into_iter().map(|(id, kind)| (id, Born::empty(kind))));
+    }
+    let folders =
+        Folders::open(open_root(path).map_err(on("open the volume"))?).map_err(on("open Tandem's folders"))?;
+    let volume = Volume::with(path, options, folders, plan.names);
+    let mut placing = Placing {
+        volume: &volume,
+        staging,
+        touched: plan.touched,
+        born: &plan.born,
+        cleared,
+        made: HashSet::new(),
+        lost: Vec::new(),
+    };
+    placing.place_all()?;
+    Ok((volume, plan.born))
+}
+
 fn again(volume: &Volume, id: FileId, kind: FileKind, op: &Op<'_>) -> Result<(), RedoError> {
     let file = volume.descriptor(id).map_err(on("reach a file"))?;
     match perform_on(file.as_fd(), kind, op) {
         Err(Errno::NOSPC | Errno::DQUOT) => {
             // What was removed before gives its space back only when the file system has committed the removal.
-            rustix::fs::syncfs(&file).map_err(on("flush the volume"))?;
+            crate::disk::sync_volume(&file)
+                .map_err(|error| on("flush the volume")(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
             perform_on(file.as_fd(), kind, op).map_err(on("write to a file again"))
         }
         other => other.map_err(on("write to a file again")),

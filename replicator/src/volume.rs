@@ -170,6 +170,13 @@ impl Volume {
         }
     }
 
+    /// Notes whether a folder would hand down access rules.
+    pub(crate) fn set_default_acl(&self, id: FileId, present: bool) {
+        if let Some(directory) = self.tree.write().node_mut(id).and_then(Node::directory_mut) {
+            directory.has_default_acl = present;
+        }
+    }
+
     /// The folder of files without names.
     pub(crate) fn orphans_folder(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.folders.orphans)
@@ -248,7 +255,7 @@ impl Volume {
     /// Flushes all that was performed before the call to the disk, times included.
     pub fn sync_all(&self) -> io::Result<()> {
         self.flush_times()?;
-        Ok(rustix::fs::syncfs(&self.folders.root)?)
+        crate::disk::sync_volume(&self.folders.root)
     }
 
     /// What an operation needs of space at most, so that capture refuses before it journals.

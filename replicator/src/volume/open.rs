@@ -196,6 +196,23 @@ impl Volume {
         Ok(here)
     }
 
+    /// A descriptor of its own, kept by the caller only: reading a whole volume shall not push out what the application
+    /// uses.
+    pub fn open_apart(&self, id: FileId) -> Result<OwnedFd, Errno> {
+        let _names = self.names.read();
+        if id == ROOT {
+            return open_at(self.folders.root.as_fd(), b".", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+        }
+        let (kind, backing) = {
+            let tree = self.tree.read();
+            let node = tree.node(id).ok_or(Errno::STALE)?;
+            (node.kind, node.backing)
+        };
+        let (folder, name) = self.place(id)?;
+        let file = open_kind(folder.as_fd(), &name, kind)?;
+        if backing_of(&stat_of(file.as_fd())?) != backing { Err(Errno::UCLEAN) } else { Ok(file) }
+    }
+
     /// Where a file lies: a directory and a name in it.
     pub(super) fn place(&self, id: FileId) -> Result<(Arc<OwnedFd>, Arc<[u8]>), Errno> {
         let found = {

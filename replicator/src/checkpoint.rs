@@ -1,0 +1,50 @@
+//! The checkpoint: the list of files at a position, in the file `ids` of Tandem's folder. When it is there, the volume holds
+//! at least everything up to that position durably, and redo needs only the journal's records after it. It is one file,
+//! so position and list can never be of two different moments.
+
+use std::io;
+use std::path::Path;
+
+use crate::manifest::{Manifest, ManifestError};
+use crate::volume::Volume;
+
+/// The file's name in Tandem's folder.
+pub const FILE: &str = "ids";
+
+/// No list of files would be longer: a billion bytes are ten million files.
+const BYTES_MAX: u64 = 1 << 30;
+
+/// Why there is no checkpoint to begin from.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// It could not be read.
+    #[error("read the list of files: {0}")]
+    Read(#[from] io::Error),
+    /// It is damaged.
+    #[error("list of files: {0}")]
+    Damaged(#[from] ManifestError),
+}
+
+/// The last checkpoint; none on a volume that was never used.
+pub fn read(folder: &Path) -> Result<Option<Manifest>, CheckpointError> {
+    let path = folder.join(FILE);
+    match std::fs::metadata(&path) {
+        Ok(found) if found.len() > BYTES_MAX => Err(CheckpointError::Damaged(ManifestError::Broken { at: 0 })),
+        Ok(_) => Ok(Some(Manifest::from_bytes(std::fs::read(&path)?)?)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Takes a checkpoint. `manifest` was made by `Volume::snapshot` while nothing was performed; since then the application
+/// may have gone on. The journal must be durable up to the manifest's position before: after a power failure a checkpoint
+/// beyond the journal's end would be a history that nobody else knows.
+pub fn take(volume: &Volume, manifest: &Manifest) -> io::Result<()> {
+    volume.sync_all()?;
+    write(&volume.folder(), manifest)
+}
+
+/// Writes the list without flushing the volume: for a netcopy, whose volume counts as inconsistent until it is complete.
+pub(crate) fn write(folder: &Path, manifest: &Manifest) -> io::Result<()> {
+    crate::disk::write_durably(&folder.join(FILE), manifest.bytes())
+}
