@@ -116,7 +116,8 @@ proptest! {
         let at = at.index(head.len());
         head[at] = to;
         if let Ok(op) = decode(&head, encoded.payload) {
-            prop_assert_eq!(encode(&op).unwrap().head(), head.as_slice());
+            let again = encode(&op).unwrap();
+            prop_assert_eq!(again.head(), head.as_slice());
         }
     }
 }
