@@ -1,6 +1,8 @@
 //! The promises to users as scenarios on a real cluster. Each is named after the scenario of the requirements that it
 //! plays. `cargo test -p tandem-tests --test cases -- [NAME ...]` runs those whose names contain one of the words.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a scenario says what it expects by panicking
+
 mod applications;
 mod hp;
 mod ibm;

@@ -388,7 +388,7 @@ pub fn built(program: &str, package: &str) -> Result<PathBuf> {
     let found = messages
         .filter(|message| message["target"]["name"] == program)
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .last();
+        .next_back();
     found.with_context(|| format!("cargo did not say where {program} is"))
 }
 

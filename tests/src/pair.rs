@@ -44,8 +44,26 @@ impl Wishes {
 fn workload() -> Value {
     json!({
         "name": "app", "image": "localhost/tandem-workload:test", "imagePullPolicy": "Never",
-        "command": ["/workload", "serve", "/data"],
+        "command": ["/bin/workload", "serve", "/data"],
         "ports": [{"name": "client", "containerPort": crate::workload::PORT}],
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    })
+}
+
+/// A database server as users run it: its own user, its folder made by its own tools on the first start.
+pub fn postgresql() -> Value {
+    let first = "test -s /data/db/PG_VERSION || { mkdir -p /data/db && chmod 700 /data/db && \
+        $bin/initdb -D /data/db -U postgres -A trust --data-checksums --no-locale -E UTF8 && \
+        echo 'host all all all trust' >> /data/db/pg_hba.conf; }";
+    let script = format!(
+        "bin=/usr/lib/postgresql/15/bin; {first} && exec $bin/postgres -D /data/db -c listen_addresses='*' -c unix_socket_directories=/tmp"
+    );
+    json!({
+        "name": "postgres", "image": "localhost/tandem-workload:test", "imagePullPolicy": "Never",
+        "command": ["/bin/sh", "-c", script],
+        "securityContext": {"runAsUser": 999, "runAsGroup": 999},
+        "ports": [{"name": "sql", "containerPort": 5432}],
+        "readinessProbe": {"tcpSocket": {"port": 5432}, "periodSeconds": 1},
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
     })
 }
@@ -188,6 +206,16 @@ impl Pair {
         self.wait(PATIENCE, &format!("{member} to lead"), |pair| {
             Ok(pair.active()? == member && pair.state(member)?.starts_with("Primary"))
         })
+    }
+
+    /// Runs a statement through the Service, as a client of PostgreSQL.
+    pub fn sql(&self, text: &str) -> Result<String> {
+        self.run("psql", &["-h", &self.address()?, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-qAtc", text])
+    }
+
+    /// Waits until PostgreSQL answers through the Service.
+    pub fn wait_sql(&self) -> Result<()> {
+        self.wait(PATIENCE, "PostgreSQL to answer", |pair| Ok(pair.sql("select 1")?.trim() == "1"))
     }
 
     /// Asks for something by annotation. The token is the caller's.

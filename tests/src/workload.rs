@@ -74,7 +74,7 @@ fn answer(state: &State, line: &str, out: &mut impl Write) -> io::Result<()> {
         ["pair", k] => {
             let number: u64 = k.parse().map_err(io::Error::other)?;
             let _order = state.pair.lock().map_err(|_| io::Error::other("a writer died"))?;
-            append(&state.folder.join(if number % 2 == 0 { "even" } else { "odd" }), k)?;
+            append(&state.folder.join(if number.is_multiple_of(2) { "even" } else { "odd" }), k)?;
             writeln!(out, "ok pair {k} {}", state.pod)
         }
         ["put", name, bytes] => {

@@ -3,10 +3,9 @@
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use tandem_tests::cluster::image::Image;
+use tandem_tests::cluster::Cluster;
 use tandem_tests::cluster::trouble::Keeps;
-use tandem_tests::cluster::{Cluster, built};
+use tandem_tests::images;
 
 #[derive(Parser)]
 #[command(about = "The test cluster by hand")]
@@ -32,6 +31,10 @@ enum What {
         /// Only these: operator, replicator, node.
         only: Vec<String>,
     },
+    /// Loads the image with the applications: localhost/tandem-workload:test.
+    Workload,
+    /// Builds and loads all images, and installs the chart as a user would.
+    Install,
     /// Runs kubectl on it.
     #[command(disable_help_flag = true)]
     Kubectl {
@@ -99,7 +102,9 @@ fn main() -> Result<()> {
             Ok(())
         }
         What::Down => cluster.down(),
-        What::Images { from, only } => images(&cluster, from.as_deref(), &only),
+        What::Images { from, only } => images::load_product(&cluster, from.as_deref(), &only),
+        What::Workload => images::load_workload(&cluster),
+        What::Install => images::install(&cluster),
         What::Kubectl { arguments } => Err(cluster.kubectl_command().args(arguments).exec()).context("run kubectl"),
         What::Helm { arguments } => Err(cluster.helm_command().args(arguments).exec()).context("run helm"),
         What::Run { arguments } => {
@@ -123,29 +128,4 @@ fn main() -> Result<()> {
             Ok(())
         }
     }
-}
-
-/// An image: its short name, the program inside, the package that builds it.
-const IMAGES: [(&str, &str, &str); 3] = [
-    ("operator", "tandem-operator", "tandem-operator"),
-    ("replicator", "replicator", "tandem-replicator"),
-    ("node", "tandem-node", "tandem-node"),
-];
-
-fn images(cluster: &Cluster, from: Option<&Path>, only: &[String]) -> Result<()> {
-    for (name, program, package) in IMAGES {
-        if !only.is_empty() && !only.iter().any(|wanted| wanted == name) {
-            continue;
-        }
-        let file = match from {
-            Some(folder) => folder.join(program),
-            None => built(program, package)?,
-        };
-        let entry = format!("/{program}");
-        let mut image = Image::new(&format!("localhost/tandem-{name}:test"), &[&entry])?;
-        image.file(&file, &entry)?;
-        cluster.load_image(name, image)?;
-        eprintln!("loaded localhost/tandem-{name}:test from {}", file.display());
-    }
-    Ok(())
 }

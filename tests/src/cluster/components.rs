@@ -42,6 +42,12 @@ struct Module {
     flags: String,
 }
 
+/// Installs the Debian packages that the cluster and the workloads need.
+pub fn packages() -> Result<()> {
+    install(PACKAGES)?;
+    install(WORKLOAD_PACKAGES)
+}
+
 /// Builds and installs whatever is missing; a second call takes no time.
 pub fn prepare(cache: &Path) -> Result<()> {
     install(PACKAGES)?;

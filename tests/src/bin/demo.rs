@@ -1,0 +1,172 @@
+//! The product in a few minutes: a local Kubernetes, the chart, PostgreSQL on a pair, a killed node, the takeover, the way
+//! home, and a verdict that counts every acknowledged row. `cargo demo -- down` removes the cluster.
+
+#![allow(clippy::unwrap_used)] // a writer that panicked ends the demo
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tandem_tests::cluster::trouble::Keeps;
+use tandem_tests::cluster::{Cluster, repository};
+use tandem_tests::pair::{Pair, Wishes, postgresql};
+
+const NAMESPACE: &str = "demo";
+
+fn main() -> ExitCode {
+    let result = match std::env::args().nth(1).as_deref() {
+        None => play(),
+        Some("down") => Cluster::here().down().map(|()| true),
+        Some(other) => Err(anyhow::anyhow!("`{other}` is not understood: `cargo demo`, or `cargo demo -- down`")),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("the demo could not go on: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What happened when, for the timeline at the end.
+struct Story {
+    began: Instant,
+    lines: Vec<(Duration, String)>,
+}
+
+impl Story {
+    fn tell(&mut self, what: impl Into<String>) {
+        let (at, what) = (self.began.elapsed(), what.into());
+        println!("{:7.1} s  {what}", at.as_secs_f64());
+        self.lines.push((at, what));
+    }
+}
+
+fn play() -> Result<bool> {
+    let mut story = Story { began: Instant::now(), lines: Vec::new() };
+    let by_hand = std::env::current_exe().context("find this program")?.with_file_name("cluster");
+    step(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).current_dir(repository()).args([
+        "build",
+        "--quiet",
+        "--package",
+        "tandem-tests",
+        "--bin",
+        "cluster",
+    ]))?;
+    println!("Programs are built and a cluster started; the first time this takes about a quarter of an hour.");
+    step(Command::new(&by_hand).arg("up"))?;
+    story.tell("a Kubernetes of two nodes runs");
+    step(Command::new(&by_hand).arg("install"))?;
+    story.tell("the chart is installed");
+
+    let cluster = Cluster::here();
+    cluster.enter()?;
+    cluster.kubectl(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true"])?;
+    cluster.kubectl(&["create", "namespace", NAMESPACE])?;
+    let wishes = Wishes {
+        mebibytes: 1024,
+        container: postgresql(),
+        spec: json!({"template": {"spec": {"securityContext": {"fsGroup": 999}}}}),
+    };
+    let pair = Pair::apply(&cluster, NAMESPACE, "orders", &wishes)?;
+    story.tell("pair `orders` is applied: PostgreSQL, its files on two nodes");
+    pair.wait_in_sync("a")?;
+    pair.wait_sql()?;
+    story.tell("both members hold everything; member a leads on node n1");
+    print!("{}", pair.kubectl(&["get", "replicationpairs"])?);
+
+    pair.sql("create table ledger (k bigint primary key, at timestamptz default now())")?;
+    let writer = Writer::start(&pair)?;
+    writer.wait_for(200)?;
+    story.tell(format!("{} rows are acknowledged; node n1 is killed, with everything in it", writer.acknowledged()));
+    let killed = Instant::now();
+    let node = cluster.node("n1")?;
+    node.kill(Keeps::OnlySynced)?;
+    let before = writer.acknowledged();
+    writer.wait_for(before + 1)?;
+    story.tell(format!("member b serves: no write was acknowledged for {:.1} s", killed.elapsed().as_secs_f64()));
+    writer.wait_for(before + 200)?;
+    node.start()?;
+    story.tell("node n1 is back");
+    pair.wait_in_sync("b")?;
+    story.tell("member a holds everything again, as the replicant");
+    pair.annotate("failback", &format!("demo-{}", std::process::id()))?;
+    let asked = Instant::now();
+    pair.wait_in_sync("a")?;
+    pair.wait_sql()?;
+    story.tell(format!("one annotation later member a leads again ({:.1} s)", asked.elapsed().as_secs_f64()));
+    let before = writer.acknowledged();
+    writer.wait_for(before + 100)?;
+    let rows = writer.finish();
+
+    let found: Vec<u64> =
+        pair.sql("select k from ledger order by k")?.lines().filter_map(|line| line.trim().parse().ok()).collect();
+    let missing: Vec<u64> = rows.iter().copied().filter(|row| found.binary_search(row).is_err()).collect();
+    println!("\ntimeline");
+    for (at, line) in &story.lines {
+        println!("{:7.1} s  {line}", at.as_secs_f64());
+    }
+    println!("\n{} rows acknowledged, {} of them missing", rows.len(), missing.len());
+    if !missing.is_empty() {
+        println!("FAILED: acknowledged rows are missing, the first is {:?}", missing.first());
+    }
+    println!(
+        "The cluster stays up: `cargo run -p tandem-tests --bin cluster -- kubectl get pairs -A`; `cargo demo -- down` removes it."
+    );
+    Ok(missing.is_empty())
+}
+
+fn step(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("start {:?}", command.get_program()))?;
+    if status.success() { Ok(()) } else { bail!("`{}`: {status}", tandem_tests::shell::shown(command)) }
+}
+
+/// Inserts rows one by one through the Service, and remembers those that were acknowledged.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<std::sync::Mutex<Vec<u64>>>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Writer {
+    fn start(pair: &Pair) -> Result<Self> {
+        let pair = Pair { cluster: pair.cluster.clone(), namespace: pair.namespace.clone(), name: pair.name.clone() };
+        pair.address()?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let acknowledged = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let thread = std::thread::spawn({
+            let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
+            move || {
+                for row in 0.. {
+                    if stop.load(Ordering::Acquire) {
+                        return;
+                    }
+                    // A row that was not acknowledged may be there or not: it is not asked for again.
+                    if pair.sql(&format!("insert into ledger (k) values ({row})")).is_ok() {
+                        acknowledged.lock().unwrap().push(row);
+                    }
+                }
+            }
+        });
+        Ok(Self { stop, acknowledged, thread })
+    }
+
+    fn acknowledged(&self) -> usize {
+        self.acknowledged.lock().unwrap().len()
+    }
+
+    fn wait_for(&self, rows: usize) -> Result<()> {
+        tandem_tests::cluster::wait(tandem_tests::pair::PATIENCE, "rows to be acknowledged", || {
+            self.acknowledged() >= rows
+        })
+    }
+
+    fn finish(self) -> Vec<u64> {
+        self.stop.store(true, Ordering::Release);
+        self.thread.join().unwrap();
+        std::mem::take(&mut *self.acknowledged.lock().unwrap())
+    }
+}

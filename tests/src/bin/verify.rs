@@ -1,0 +1,174 @@
+//! Every check of the project, one after the other, each with its time; the last line says how many held.
+//! `cargo verify -- --only NAME` plays one scenario (or runs one step), `--skip-cluster` leaves the cluster out.
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+use tandem_tests::cluster::{Cluster, components, repository};
+
+#[derive(Parser)]
+#[command(about = "Every check of the project")]
+struct Arguments {
+    /// Only the steps and scenarios whose names contain this word.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Leaves out what needs a cluster. For a quick look; never in CI.
+    #[arg(long)]
+    skip_cluster: bool,
+    /// Leaves the cluster up afterwards.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// What happened to a step.
+struct Tally {
+    passed: usize,
+    failed: Vec<String>,
+    only: Vec<String>,
+}
+
+impl Tally {
+    fn step(&mut self, name: &str, run: impl FnOnce() -> Result<()>) {
+        if !self.only.is_empty() && !self.only.iter().any(|word| name.contains(word.as_str())) {
+            return;
+        }
+        eprintln!("==== {name}");
+        let started = Instant::now();
+        let result = run();
+        let seconds = started.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => {
+                eprintln!("==== {name}: passed in {seconds:.1} s");
+                self.passed += 1;
+            }
+            Err(error) => {
+                eprintln!("==== {name}: FAILED after {seconds:.1} s: {error:#}");
+                self.failed.push(name.to_string());
+            }
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if arguments.skip_cluster && std::env::var_os("REQUIRE_CLUSTER").is_some_and(|value| value == "1") {
+        eprintln!("REQUIRE_CLUSTER=1 forbids --skip-cluster");
+        return ExitCode::FAILURE;
+    }
+    let mut tally = Tally { passed: 0, failed: Vec::new(), only: arguments.only.clone() };
+    tally.step("format", || cargo(&["fmt", "--all", "--check"]));
+    tally.step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]));
+    tally.step("packages", || components::packages().context("install what the tests need"));
+    tally.step("unit tests", || {
+        cargo(&["test", "--workspace", "--quiet", "--lib", "--bins", "--test", "*", "--exclude", "tandem-tests"])?;
+        cargo(&["test", "--package", "tandem-tests", "--quiet", "--lib", "--test", "house_rules"])
+    });
+    tally.step("kinds as YAML are current", || {
+        cargo(&["run", "--quiet", "--package", "tandem-crds", "--bin", "crdgen", "--", "--check"])
+    });
+    tally.step("dependencies", dependencies);
+    if !arguments.skip_cluster {
+        tally.step("chart", chart);
+        tally.step("scenarios", || scenarios(&arguments));
+        // A single scenario: its name is no step's name.
+        if tally.passed + tally.failed.len() == 0 {
+            tally.only.clear();
+            tally.step("scenarios", || scenarios(&arguments));
+        }
+    }
+    for name in &tally.failed {
+        println!("failed: {name}");
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed.len());
+    if tally.failed.is_empty() && tally.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    run(command.current_dir(repository()).args(arguments))
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("start {:?}", command.get_program()))?;
+    if status.success() { Ok(()) } else { bail!("`{}`: {status}", tandem_tests::shell::shown(command)) }
+}
+
+/// cargo-deny, built into the cache the first time. Its advisories need a network that a check must not depend on.
+fn dependencies() -> Result<()> {
+    let tools = cache().join("tools");
+    let program = tools.join("bin/cargo-deny");
+    if !program.exists() {
+        let root = tools.display().to_string();
+        let build = cache().join("tools/build").display().to_string();
+        eprintln!("building cargo-deny (once, some minutes)");
+        cargo(&[
+            "install",
+            "--quiet",
+            "--locked",
+            "--root",
+            &root,
+            "--target-dir",
+            &build,
+            "--version",
+            "0.20.2",
+            "cargo-deny",
+        ])?;
+        std::fs::remove_dir_all(&build).context("remove what the build left")?;
+    }
+    run(Command::new(program).current_dir(repository()).args([
+        "--log-level",
+        "error",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
+}
+
+fn cache() -> PathBuf {
+    std::env::var_os("TANDEM_CACHE").map_or_else(|| repository().join(".cache"), PathBuf::from)
+}
+
+/// The chart is clean and renders, with its defaults and with everything turned around.
+fn chart() -> Result<()> {
+    let cluster = Cluster::here();
+    components::prepare(&cache())?;
+    let chart = repository().join("charts/tandem");
+    let render = |arguments: &[&str]| -> Result<()> {
+        let mut command = Command::new(cluster.program("helm"));
+        run(command.args(arguments).arg(&chart).stdout(Stdio::null()))
+    };
+    render(&["lint", "--strict"])?;
+    render(&["template", "tandem", "--namespace", "tandem-system"])?;
+    render(&[
+        "template",
+        "tandem",
+        "--set",
+        "crds.keep=false,node.enabled=false,networkPolicy.enabled=false,operator.replicas=1",
+    ])?;
+    if render(&["template", "tandem", "--set", "operator.replica=1"]).is_ok() {
+        bail!("a misspelt value was taken");
+    }
+    Ok(())
+}
+
+/// Starts the cluster, installs the product as a user would, plays the scenarios, removes the cluster.
+fn scenarios(arguments: &Arguments) -> Result<()> {
+    let exe = std::env::current_exe().context("find this program")?;
+    let by_hand = exe.with_file_name("cluster");
+    cargo(&["build", "--quiet", "--package", "tandem-tests", "--bin", "cluster"])?;
+    let cluster = |words: &[&str]| run(Command::new(&by_hand).args(words));
+    cluster(&["up"])?;
+    let mut result = cluster(&["install"]);
+    if result.is_ok() {
+        let mut words = vec!["test", "--quiet", "--package", "tandem-tests", "--test", "cases", "--"];
+        words.extend(arguments.only.iter().map(String::as_str).filter(|word| *word != "scenarios"));
+        result = cargo(&words);
+    }
+    if !arguments.keep {
+        cluster(&["down"])?;
+    }
+    result
+}

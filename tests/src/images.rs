@@ -1,0 +1,121 @@
+//! The images that tests need: the product's three, and one with the applications that it is tried with.
+
+use crate::cluster::image::Image;
+use crate::cluster::{Cluster, built};
+use crate::shell;
+use anyhow::{Context, Result};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub const WORKLOAD: &str = "localhost/tandem-workload:test";
+
+/// An image: its short name, the program inside, the package that builds it.
+const PRODUCT: [(&str, &str, &str); 3] = [
+    ("operator", "tandem-operator", "tandem-operator"),
+    ("replicator", "replicator", "tandem-replicator"),
+    ("node", "tandem-node", "tandem-node"),
+];
+
+/// Loads the product's images on every node; its programs come from a folder, or are built.
+pub fn load_product(cluster: &Cluster, from: Option<&Path>, only: &[String]) -> Result<()> {
+    for (name, program, package) in PRODUCT {
+        if !only.is_empty() && !only.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        let file = match from {
+            Some(folder) => folder.join(program),
+            None => built(program, package)?,
+        };
+        let entry = format!("/{program}");
+        let mut image = Image::new(&format!("localhost/tandem-{name}:test"), &[&entry])?;
+        image.file(&file, &entry)?;
+        cluster.load_image(name, image)?;
+        eprintln!("loaded localhost/tandem-{name}:test from {}", file.display());
+    }
+    Ok(())
+}
+
+/// Builds and loads all images, and installs the chart, as a user would.
+pub fn install(cluster: &Cluster) -> Result<()> {
+    load_product(cluster, None, &[])?;
+    load_workload(cluster)?;
+    let chart = crate::cluster::repository().join("charts/tandem").display().to_string();
+    let mut command = cluster.helm_command();
+    command.args(["upgrade", "--install", "tandem", &chart, "--namespace", "tandem-system", "--create-namespace"]);
+    for (name, _, _) in PRODUCT {
+        let image = format!("{name}.image");
+        command.args([
+            "--set",
+            &format!("{image}.repository=localhost/tandem-{name},{image}.tag=test,{image}.pullPolicy=Never"),
+        ]);
+    }
+    shell::run(command.args(["--wait", "--timeout", "120s"])).context("install the chart")?;
+    Ok(())
+}
+
+/// Loads the image with the applications: the test program, a shell, SQLite and PostgreSQL.
+pub fn load_workload(cluster: &Cluster) -> Result<()> {
+    let mut image = Image::new(WORKLOAD, &["/workload"])?;
+    image.file(&built("workload", "tandem-tests")?, "/workload")?;
+    let shell_program = ["/bin/busybox", "/usr/bin/busybox"]
+        .iter()
+        .find(|path| Path::new(path).exists())
+        .context("busybox is not there")?;
+    image.file(Path::new(shell_program), "/bin/busybox")?;
+    for tool in shell::sh(shell_program, &["--list"])?.lines() {
+        image.link(&format!("/bin/{tool}"), "busybox")?;
+    }
+    let programs = Path::new("/usr/lib/postgresql/15/bin");
+    let mut files: Vec<PathBuf> = vec!["/usr/bin/sqlite3".into()];
+    for name in [
+        "postgres",
+        "initdb",
+        "pg_ctl",
+        "psql",
+        "pgbench",
+        "pg_amcheck",
+        "pg_isready",
+        "pg_basebackup",
+        "pg_controldata",
+    ] {
+        files.push(programs.join(name));
+    }
+    for entry in fs::read_dir("/usr/lib/postgresql/15/lib").context("list PostgreSQL's libraries")? {
+        let path = entry.context("list PostgreSQL's libraries")?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        // The compiler would be larger than everything else, and the server does without it.
+        if name.ends_with(".so")
+            && !name.starts_with("llvm")
+            && !name.contains("python")
+            && !name.contains("perl")
+            && !name.contains("tcl")
+        {
+            files.push(path);
+        }
+    }
+    let mut libraries = BTreeSet::new();
+    for file in &files {
+        image.file(file, &file.display().to_string())?;
+        libraries.extend(needed_libraries(file)?);
+    }
+    for library in &libraries {
+        image.file(Path::new(library), library)?;
+    }
+    image.tree(Path::new("/usr/share/postgresql/15"), "/usr/share/postgresql/15")?;
+    for zone in ["UTC", "GMT", "Etc/UTC"] {
+        let path = format!("/usr/share/zoneinfo/{zone}");
+        image.file(Path::new(&path), &path)?;
+    }
+    image.content("/etc/passwd", b"root:x:0:0::/:/bin/sh\npostgres:x:999:999::/tmp:/bin/sh\n", 0o644)?;
+    image.content("/etc/group", b"root:x:0:\npostgres:x:999:\n", 0o644)?;
+    image.folder("/var/run/postgresql", 0o1777, 999)?;
+    cluster.load_image("workload", image)
+}
+
+/// The libraries that a program loads, its loader included, as the loader names them.
+fn needed_libraries(program: &Path) -> Result<Vec<String>> {
+    let printed = shell::sh("ldd", &[&program.display().to_string()])?;
+    let words = printed.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    Ok(words.map(ToString::to_string).collect())
+}
