@@ -5,6 +5,7 @@
 use std::io;
 use std::path::Path;
 
+use crate::journal::{Journal, JournalError};
 use crate::manifest::{Manifest, ManifestError};
 use crate::volume::Volume;
 
@@ -14,9 +15,20 @@ pub const FILE: &str = "ids";
 /// No list of files would be longer: a billion bytes are ten million files.
 const BYTES_MAX: u64 = 1 << 30;
 
-/// Why there is no checkpoint to begin from.
+/// Why there is no checkpoint to begin from, or none could be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
+    /// The journal could not be made durable up to it.
+    #[error("checkpoint: {0}")]
+    Journal(#[from] JournalError),
+    /// The volume could not be flushed, or the list not be written.
+    #[error("{doing}: {source}")]
+    Write {
+        /// What was being attempted.
+        doing: &'static str,
+        /// How it failed.
+        source: io::Error,
+    },
     /// It could not be read.
     #[error("read the list of files: {0}")]
     Read(#[from] io::Error),
@@ -37,11 +49,13 @@ pub fn read(folder: &Path) -> Result<Option<Manifest>, CheckpointError> {
 }
 
 /// Takes a checkpoint. `manifest` was made by `Volume::snapshot` while nothing was performed; since then the application
-/// may have gone on. The journal must be durable up to the manifest's position before: after a power failure a checkpoint
-/// beyond the journal's end would be a history that nobody else knows.
-pub fn take(volume: &Volume, manifest: &Manifest) -> io::Result<()> {
-    volume.sync_all()?;
+/// may have gone on. After this the journal's records up to the manifest's position are needed by the peer only.
+pub fn take(volume: &Volume, manifest: &Manifest, journal: &Journal) -> Result<(), CheckpointError> {
+    // Without it a power failure could leave a checkpoint beyond the journal's end: a history that nobody else knows.
+    journal.sync()?;
+    volume.sync_all().map_err(|source| CheckpointError::Write { doing: "flush the volume", source })?;
     write(&volume.folder(), manifest)
+        .map_err(|source| CheckpointError::Write { doing: "write the list of files", source })
 }
 
 /// Writes the list without flushing the volume: for a netcopy, whose volume counts as inconsistent until it is complete.

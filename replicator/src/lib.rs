@@ -4,6 +4,7 @@
 //! capture -> journal -> ship ==link==> journal -> apply -> ack ==link==> (journal may forget)
 //! ```
 
+pub mod aside;
 pub mod capture;
 pub mod checkpoint;
 pub mod disk;

@@ -22,7 +22,12 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, linkat, renameat, unlinkat};
 use rustix::io::Errno;
 
+use tandem_protocol::Position;
+
+use crate::checkpoint;
+use crate::journal::{Broken, Journal, ReadError, records_after};
 use crate::manifest::{Manifest, ManifestError};
+use crate::op::codec::CodecError;
 use crate::op::{FileId, Kind, Op, ROOT, Stamp};
 use crate::volume::open::{Descriptors, Folders, backing_of, folder, open_kind, orphan_name, stat_at, stat_of};
 use crate::volume::perform::{Birth, file_of, give_birth, perform_on};
@@ -65,9 +70,33 @@ pub enum RedoError {
         /// How it failed.
         reason: Errno,
     },
+    /// Nothing says what was on the volume.
+    #[error("there is no checkpoint")]
+    NoCheckpoint,
+    /// The checkpoint cannot be read.
+    #[error("{0}")]
+    Checkpoint(#[from] crate::checkpoint::CheckpointError),
+    /// The checkpoint is not of the journal's history.
+    #[error("the checkpoint at {checkpoint:?} is not in the journal, which knows {journal:?} there")]
+    OtherHistory {
+        /// Of the list of files.
+        checkpoint: Position,
+        /// At the same number.
+        journal: Option<Position>,
+    },
     /// The journal could not be read.
-    #[error("read the journal: {0}")]
-    Journal(String),
+    #[error("{0}")]
+    Read(#[from] ReadError),
+    /// A record does not hold.
+    #[error("journal: {0}")]
+    Broken(#[from] Broken),
+    /// A record says what cannot be.
+    #[error("journal: {0}")]
+    Codec(#[from] CodecError),
+    /// A test broke it.
+    #[cfg(test)]
+    #[error("broken by a test")]
+    Test,
 }
 
 fn on(doing: &'static str) -> impl Fn(Errno) -> RedoError {
@@ -553,6 +582,35 @@ impl Placing<'_> {
     }
 }
 
+/// Bytes of journal read at a time.
+const READ_BYTES: usize = 4 << 20;
+
+/// Makes a member's volume true at its start: from the checkpoint on it and its journal. `upto` is the journal's end on a
+/// master, which performed all of it, and the committed mark on a replicant, which performed nothing beyond.
+pub fn recover(path: &Path, options: Options, journal: &Journal, upto: u64, scope: Scope) -> Result<Volume, RedoError> {
+    let manifest = checkpoint::read(&path.join(FOLDER))?.ok_or(RedoError::NoCheckpoint)?;
+    let from = manifest.position()?;
+    let known = journal.position_at(from.seq);
+    if known != Some(from) {
+        return Err(RedoError::OtherHistory { checkpoint: from, journal: known });
+    }
+    converge(path, options, &manifest, upto, scope, &mut |visit| {
+        let end = journal.end().seq;
+        let mut next = from.seq + 1;
+        let mut bytes = Vec::new();
+        while next <= end {
+            bytes.clear();
+            let batch = journal.read(next, READ_BYTES, &mut bytes)?;
+            for record in records_after(batch.before, &bytes) {
+                let record = record?;
+                visit(record.position.seq, record.stamp, &record.op()?)?;
+            }
+            next = batch.last.seq + 1;
+        }
+        Ok(())
+    })
+}
+
 /// Makes a volume true: the files of `manifest` and what the records after it, up to and including `upto`, did to them.
 /// Records after `upto` may have had effects on names, which are undone; their effects on content are not.
 pub fn converge(
@@ -659,7 +717,7 @@ mod trouble {
 
     pub(super) fn step() -> Result<(), super::RedoError> {
         match LEFT.get() {
-            Some(0) => Err(super::RedoError::Journal("broken by a test".to_string())),
+            Some(0) => Err(super::RedoError::Test),
             Some(left) => {
                 LEFT.set(Some(left - 1));
                 Ok(())

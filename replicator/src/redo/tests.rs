@@ -286,3 +286,40 @@ fn a_missing_file_and_a_foreign_volume_are_named() {
     assert!(matches!(recover(&elsewhere, elsewhere.history.last(), Scope::Touched), Err(RedoError::OtherVolume)));
     assert_eq!(elsewhere.manifest.tree().unwrap().parent(ROOT), None);
 }
+
+#[test]
+fn a_member_that_is_killed_again_and_again_loses_nothing() {
+    use crate::journal::{self, Journal};
+    for seed in 0..12 {
+        let dice = &mut Dice::new(77_000 + seed);
+        let folder = tempfile::tempdir().unwrap();
+        let journal_folder = tempfile::tempdir().unwrap();
+        let options = journal::Options { segment_bytes: 1 << 20, pair: [7; 16] };
+        let mut volume = Volume::adopt(folder.path(), Options::default()).unwrap();
+        let (mut journal, _) = Journal::open(journal_folder.path(), options).unwrap();
+        crate::checkpoint::take(&volume, &volume.snapshot(journal.end()), &journal).unwrap();
+        let mut history = History::default();
+        for _ in 0..5 {
+            for _ in 0..dice.below(120) {
+                let op = crate::volume::random::operation(&volume, dice);
+                let stamp = crate::op::Stamp { time: 1_700_000_000_000_000_000 + history.last() as i64, unique: 0 };
+                journal.append(1, stamp, &op).unwrap();
+                history.records.push((stamp, op.clone()));
+                volume.perform(&op, stamp).unwrap();
+                if dice.below(60) == 0 {
+                    crate::checkpoint::take(&volume, &volume.snapshot(journal.end()), &journal).unwrap();
+                    journal.trim_below(journal.end().seq).unwrap();
+                }
+            }
+            drop(volume);
+            drop(journal);
+            let (opened, found) = Journal::open(journal_folder.path(), options).unwrap();
+            assert_eq!(found.end.seq, history.last());
+            journal = opened;
+            volume = super::recover(folder.path(), Options::default(), &journal, history.last(), Scope::Touched)
+                .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            volume.begin_epoch(2);
+            assert_same(&format!("seed {seed}"), &expected(&history, history.last()), &picture(&volume));
+        }
+    }
+}
