@@ -44,9 +44,7 @@ fn postgresql(stage: &Stage<'_>) -> Result<()> {
         there.trim().starts_with(&format!("{acknowledged}|")),
         "{acknowledged} rows were acknowledged, there are {there}"
     );
-    let sums = sql(
-        &pair,
-        "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history) and (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history)",
+    let sums = pair.sql("select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history) and (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history)",
     )?;
     ensure!(sums.trim() == "t", "the sums of pgbench do not agree");
     pair.sql("create extension if not exists amcheck")?;

@@ -17,6 +17,9 @@ pub(crate) const CASES: &[Case] = &[
     ("d3_8_split", split),
 ];
 
+/// Something bad, made to happen to the pair that this member leads.
+type Trouble = fn(&Pair, &str) -> Result<()>;
+
 /// Master's pod killed, replicant killed, link cut, master cut from everything, master's node killed; one after the other
 /// on one pair under load, whole again in between.
 fn under_trouble(stage: &Stage<'_>, protection: &str) -> Result<()> {
@@ -24,7 +27,7 @@ fn under_trouble(stage: &Stage<'_>, protection: &str) -> Result<()> {
     let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &wishes)?;
     pair.wait_in_sync("a")?;
     let load = pair.load(3, 0)?;
-    let trouble: [(&str, fn(&Pair, &str) -> Result<()>); 5] = [
+    let trouble: [(&str, Trouble); 5] = [
         ("master's pod killed", |pair, master| kill_pod(pair, master)),
         ("replicant killed", |pair, master| kill_pod(pair, other(master))),
         ("link cut", |pair, master| cut_for(pair, other(master), From::Port(7470))),
