@@ -7,9 +7,11 @@
 pub mod aside;
 pub mod capture;
 pub mod checkpoint;
+pub mod clock;
 pub mod disk;
 pub mod handover;
 pub mod journal;
+pub mod link;
 pub mod manifest;
 pub mod netcopy;
 pub mod op;

@@ -1,0 +1,31 @@
+//! The only room that reads a clock. Rules get time as an argument, so that they can be tried at any time.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+static START: OnceLock<Instant> = OnceLock::new();
+
+/// Time since this process first asked: never goes back, is not comparable between processes.
+pub fn monotonic() -> Duration {
+    START.get_or_init(Instant::now).elapsed()
+}
+
+/// Nanoseconds since 1970 by the node's wall clock: for the times of files and for people, never for a decision.
+pub fn wall_nanoseconds() -> i64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |nanoseconds| -nanoseconds),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn monotonic_time_does_not_go_back() {
+        let first = monotonic();
+        assert!(monotonic() >= first);
+        assert!(wall_nanoseconds() > 0);
+    }
+}

@@ -1,0 +1,817 @@
+//! One connection to the other member, proven both ways, and what travels on it.
+//!
+//! ```text
+//!   send, send_records, send_ack, send_bulk  -->  [ session ]  -->  events (control)   records   acks   bulk
+//! ```
+//!
+//! Member `b` dials, `a` listens; both listen, so that a refused connection is evidence that a process is gone. Everything
+//! that arrives goes into its lane at once and never waits there: records and bulk are limited by windows that the sender
+//! keeps, so a slow disk delays no heartbeat, and a peer that exceeds a window is cut off. Connections end in a `Down` with
+//! evidence; the room dials again by itself until it is dropped.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::net::sockopt;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, BufWriter};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::time::timeout;
+
+use crate::clock;
+
+pub mod frame;
+pub mod tls;
+
+pub use frame::{Ack, FrameError, Nack, NackReason, RecordsHeader};
+pub use tls::{TlsError, TlsSettings};
+
+use frame::{Heartbeat, Type};
+
+/// Bytes of records that may be on their way, not yet acknowledged as received.
+pub const RECORDS_WINDOW_BYTES: usize = 8 << 20;
+/// Bytes of a copy that may be on their way.
+pub const BULK_WINDOW_BYTES: usize = 8 << 20;
+/// Connections that have not proven who they are, at a time.
+const STRANGERS_MAX: usize = 4;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Control messages that wait to be sent; a connection that is so far behind is cut.
+const CONTROL_QUEUE: usize = 256;
+
+/// How to reach the other member.
+#[derive(Clone, Debug)]
+pub struct LinkSettings {
+    /// Where this member listens.
+    pub listen: SocketAddr,
+    /// Host and port of the other one.
+    pub peer: String,
+    /// Whether this member dials (`b`) or waits (`a`).
+    pub dials: bool,
+    /// Certificates and the peer's name.
+    pub tls: TlsSettings,
+    /// `health.interval`: two signs of life are sent in that time.
+    pub interval: Duration,
+    /// After so long without a byte the connection is given up.
+    pub silence: Duration,
+}
+
+/// What is known about a peer that does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// Its host answers and refuses: no process listens there.
+    Refused,
+    /// The connection broke without a farewell: its process ended, or something in between cut it.
+    Reset,
+    /// It said farewell.
+    Closed,
+    /// Nothing is known: it may live and be cut off.
+    Silent,
+    /// Somebody listens there.
+    Answers,
+    /// It broke the protocol and was cut off.
+    Misbehaved,
+}
+
+/// What the conductor hears.
+#[derive(Debug)]
+pub enum LinkEvent<C> {
+    /// The peer is connected and proven.
+    Up {
+        /// Number of this connection; what is sent under an older one is refused.
+        session: u64,
+    },
+    /// The connection is gone.
+    Down {
+        /// Which one.
+        session: u64,
+        /// What its end says about the peer.
+        evidence: Evidence,
+        /// The same for people.
+        why: String,
+    },
+    /// While no connection is there: what the last attempt to reach the peer's host said.
+    Attempt {
+        /// What it says about the peer.
+        evidence: Evidence,
+        /// The same for people.
+        why: String,
+    },
+    /// Somebody knocked who is not the peer.
+    Stranger {
+        /// From where.
+        from: SocketAddr,
+        /// Why not.
+        why: String,
+    },
+    /// A sign of life. With `granted`, the peer grants entitlement counted from that moment of our own clock.
+    Heard {
+        /// On which connection.
+        session: u64,
+        /// `clock::monotonic()` when the heartbeat that the peer answers was sent.
+        granted: Option<Duration>,
+    },
+    /// A control message.
+    Message {
+        /// On which connection.
+        session: u64,
+        /// What it says.
+        message: C,
+    },
+    /// The peer cannot follow.
+    Nack {
+        /// On which connection.
+        session: u64,
+        /// Why and where.
+        nack: Nack,
+    },
+}
+
+/// Records as they came; the receiver verifies them.
+#[derive(Debug)]
+pub struct RecordsFrame {
+    /// On which connection.
+    pub session: u64,
+    /// What the master says about them.
+    pub header: RecordsHeader,
+    payload: Vec<u8>,
+    lane: Arc<AtomicUsize>,
+}
+
+impl RecordsFrame {
+    /// The records.
+    pub fn records(&self) -> &[u8] {
+        self.payload.get(frame::RECORDS_HEADER_BYTES..).unwrap_or_default()
+    }
+}
+
+impl Drop for RecordsFrame {
+    fn drop(&mut self) {
+        self.lane.fetch_sub(self.payload.len(), Ordering::AcqRel);
+    }
+}
+
+/// A piece of a copy. Its credit goes back to the sender when it is dropped.
+#[derive(Debug)]
+pub struct Bulk {
+    /// On which connection.
+    pub session: u64,
+    /// What was sent.
+    pub bytes: Vec<u8>,
+    credit: Arc<Session>,
+}
+
+impl Drop for Bulk {
+    fn drop(&mut self) {
+        self.credit.give_back(self.bytes.len());
+    }
+}
+
+/// What arrives beside control messages.
+pub struct Lanes {
+    /// For the thread that follows.
+    pub records: std::sync::mpsc::Receiver<RecordsFrame>,
+    /// For the copy.
+    pub bulk: mpsc::UnboundedReceiver<Bulk>,
+}
+
+/// Called with each acknowledgement, from the task that reads: it must not wait.
+pub type OnAck = Arc<dyn Fn(u64, Ack) + Send + Sync>;
+
+/// The connection that was meant is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("connection to the peer is gone")]
+pub struct Gone;
+
+/// What sends. Cheap to clone.
+#[derive(Clone)]
+pub struct LinkHandle {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    settings: LinkSettings,
+    session: Mutex<Option<Arc<Session>>>,
+    numbers: AtomicU64,
+    grant: AtomicBool,
+    on_ack: Mutex<Option<OnAck>>,
+    /// Number of the newest connection, and whether it is up.
+    up: watch::Sender<(u64, bool)>,
+}
+
+/// One connection: what waits to be sent on it.
+#[derive(Debug)]
+struct Session {
+    number: u64,
+    control: mpsc::Sender<Vec<u8>>,
+    records: mpsc::Sender<(RecordsHeader, Vec<u8>)>,
+    bulk: mpsc::Sender<Vec<u8>>,
+    bulk_credit: Semaphore,
+    bulk_outstanding: AtomicUsize,
+    ack: Mutex<Outgoing>,
+    wake: Notify,
+    close: watch::Sender<Option<String>>,
+    echo: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Outgoing {
+    ack: Option<Ack>,
+    nack: Option<Nack>,
+    credit: usize,
+}
+
+impl Outgoing {
+    fn is_empty(&self) -> bool {
+        self.ack.is_none() && self.nack.is_none() && self.credit < BULK_WINDOW_BYTES / 8
+    }
+}
+
+impl Session {
+    fn give_back(&self, bytes: usize) {
+        self.bulk_outstanding.fetch_sub(bytes, Ordering::AcqRel);
+        self.ack.lock().credit += bytes;
+        self.wake.notify_one();
+    }
+}
+
+/// What receives for every connection.
+struct Inlets<C> {
+    events: mpsc::UnboundedSender<LinkEvent<C>>,
+    records: std::sync::mpsc::Sender<RecordsFrame>,
+    bulk: mpsc::UnboundedSender<Bulk>,
+    records_waiting: Arc<AtomicUsize>,
+}
+
+impl<C> Clone for Inlets<C> {
+    fn clone(&self) -> Self {
+        Inlets {
+            events: self.events.clone(),
+            records: self.records.clone(),
+            bulk: self.bulk.clone(),
+            records_waiting: self.records_waiting.clone(),
+        }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("peer closed the connection")]
+    Closed,
+    #[error("nothing heard for {} ms", .0.as_millis())]
+    Silent(Duration),
+    #[error("peer sent more than its window")]
+    Window,
+    #[error("peer sent a control message that cannot be read")]
+    Control,
+    #[error("{0}")]
+    Asked(String),
+}
+
+impl End {
+    fn evidence(&self) -> Evidence {
+        match self {
+            End::Io(error) => evidence_of(error),
+            End::Frame(_) | End::Window | End::Control => Evidence::Misbehaved,
+            End::Closed | End::Asked(_) => Evidence::Closed,
+            End::Silent(_) => Evidence::Silent,
+        }
+    }
+}
+
+fn evidence_of(error: &io::Error) -> Evidence {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => Evidence::Refused,
+        // The end of the bytes without TLS's farewell: the process is gone, its kernel closed the socket.
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => Evidence::Reset,
+        _ => Evidence::Silent,
+    }
+}
+
+/// A connection that has proven who it is.
+struct Proven {
+    stream: tokio_rustls::TlsStream<TcpStream>,
+}
+
+/// Why no proven connection came about.
+#[derive(Debug, thiserror::Error)]
+enum Unproven {
+    #[error("connect: {0}")]
+    Connect(io::Error),
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+    #[error("no answer within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    Timeout,
+}
+
+impl Unproven {
+    fn evidence(&self) -> Evidence {
+        match self {
+            Unproven::Connect(error) => evidence_of(error),
+            Unproven::Tls(TlsError::Handshake(error)) => evidence_of(error),
+            Unproven::Tls(_) | Unproven::Frame(_) => Evidence::Answers,
+            Unproven::Timeout => Evidence::Silent,
+        }
+    }
+}
+
+/// Starts to listen, and to dial if this member does. Ends when the handle and the receivers are dropped.
+pub async fn start<C>(settings: LinkSettings) -> io::Result<(LinkHandle, mpsc::UnboundedReceiver<LinkEvent<C>>, Lanes)>
+where
+    C: Serialize + DeserializeOwned + Send + 'static,
+{
+    let listener = TcpListener::bind(settings.listen).await?;
+    Ok(start_on(listener, settings))
+}
+
+fn start_on<C>(
+    listener: TcpListener,
+    settings: LinkSettings,
+) -> (LinkHandle, mpsc::UnboundedReceiver<LinkEvent<C>>, Lanes)
+where
+    C: Serialize + DeserializeOwned + Send + 'static,
+{
+    let (events, events_out) = mpsc::unbounded_channel();
+    let (records, records_out) = std::sync::mpsc::channel();
+    let (bulk, bulk_out) = mpsc::unbounded_channel();
+    let inlets = Inlets { events, records, bulk, records_waiting: Arc::default() };
+    let shared = Arc::new(Shared {
+        settings,
+        session: Mutex::new(None),
+        numbers: AtomicU64::new(0),
+        grant: AtomicBool::new(false),
+        on_ack: Mutex::new(None),
+        up: watch::Sender::new((0, false)),
+    });
+    let (proven, proven_out) = mpsc::channel(1);
+    tokio::spawn(listen(listener, shared.clone(), proven.clone(), inlets.clone()));
+    tokio::spawn(reach(shared.clone(), proven, inlets.clone()));
+    tokio::spawn(manage(shared.clone(), proven_out, inlets));
+    (LinkHandle { shared }, events_out, Lanes { records: records_out, bulk: bulk_out })
+}
+
+impl LinkHandle {
+    fn session(&self, number: u64) -> Result<Arc<Session>, Gone> {
+        self.shared.session.lock().as_ref().filter(|session| session.number == number).cloned().ok_or(Gone)
+    }
+
+    /// The connection that is up.
+    pub fn current(&self) -> Option<u64> {
+        self.shared.session.lock().as_ref().map(|session| session.number)
+    }
+
+    /// Sends a control message.
+    pub fn send<C: Serialize>(&self, session: u64, message: &C) -> Result<(), Gone> {
+        let session = self.session(session)?;
+        let bytes = postcard::to_stdvec(message).map_err(|_| Gone)?;
+        if bytes.len() > frame::CONTROL_BYTES_MAX || session.control.try_send(bytes).is_err() {
+            session.close.send_replace(Some("too many control messages wait to be sent".into()));
+            return Err(Gone);
+        }
+        Ok(())
+    }
+
+    /// Sends records, or only what the header says; waits while earlier ones are on their way into the socket.
+    pub async fn send_records(&self, session: u64, header: RecordsHeader, records: Vec<u8>) -> Result<(), Gone> {
+        self.session(session)?.records.send((header, records)).await.map_err(|_| Gone)
+    }
+
+    /// Acknowledges; a newer acknowledgement replaces one that was not sent yet.
+    pub fn send_ack(&self, session: u64, ack: Ack) -> Result<(), Gone> {
+        let session = self.session(session)?;
+        session.ack.lock().ack = Some(ack);
+        session.wake.notify_one();
+        Ok(())
+    }
+
+    /// Says that this member cannot follow.
+    pub fn send_nack(&self, session: u64, nack: Nack) -> Result<(), Gone> {
+        let session = self.session(session)?;
+        session.ack.lock().nack = Some(nack);
+        session.wake.notify_one();
+        Ok(())
+    }
+
+    /// Sends a piece of a copy; waits for the peer's credit.
+    pub async fn send_bulk(&self, session: u64, bytes: Vec<u8>) -> Result<(), Gone> {
+        let session = self.session(session)?;
+        if bytes.len() > frame::BULK_BYTES_MAX {
+            return Err(Gone);
+        }
+        let mut close = session.close.subscribe();
+        tokio::select! {
+            permit = session.bulk_credit.acquire_many(bytes.len() as u32) => permit.map_err(|_| Gone)?.forget(),
+            _ = close.wait_for(Option::is_some) => return Err(Gone),
+        }
+        session.bulk.send(bytes).await.map_err(|_| Gone)
+    }
+
+    /// Whether heartbeats grant the peer its entitlement.
+    pub fn grant(&self, grant: bool) {
+        self.shared.grant.store(grant, Ordering::Release);
+    }
+
+    /// Who hears acknowledgements, in place of whoever did before.
+    pub fn on_ack(&self, hear: OnAck) {
+        *self.shared.on_ack.lock() = Some(hear);
+    }
+
+    /// Ends a connection; a new one is made at once.
+    pub fn close(&self, session: u64, why: &str) {
+        if let Ok(session) = self.session(session) {
+            session.close.send_replace(Some(why.into()));
+        }
+    }
+
+    /// What the peer's host says to a connection right now.
+    pub async fn probe(&self) -> (Evidence, String) {
+        probe(&self.shared.settings.peer, self.shared.settings.interval).await
+    }
+}
+
+/// Tries to connect and hangs up at once.
+async fn probe(peer: &str, patience: Duration) -> (Evidence, String) {
+    match timeout(patience, TcpStream::connect(peer)).await {
+        Ok(Ok(_)) => (Evidence::Answers, "peer's host accepts connections".into()),
+        Ok(Err(error)) => (evidence_of(&error), format!("connect: {error}")),
+        Err(_) => (Evidence::Silent, format!("no answer within {} ms", patience.as_millis())),
+    }
+}
+
+/// Lets in who proves to be the peer.
+async fn listen<C: Send + 'static>(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    proven: mpsc::Sender<Proven>,
+    inlets: Inlets<C>,
+) {
+    let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
+    loop {
+        let (stream, from) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors or a connection that died in the queue: neither ends the listening.
+                    tracing::warn!(%error, "accept");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            },
+            () = inlets.events.closed() => return,
+        };
+        let Ok(seat) = strangers.clone().try_acquire_owned() else { continue };
+        let (shared, proven, inlets) = (shared.clone(), proven.clone(), inlets.clone());
+        tokio::spawn(async move {
+            let outcome = timeout(HANDSHAKE_TIMEOUT, admit(&shared.settings, stream)).await;
+            drop(seat);
+            match outcome.unwrap_or(Err(Unproven::Timeout)) {
+                Ok(connection) => drop(proven.send(connection).await),
+                // Who connects and hangs up only wanted to know whether somebody is here.
+                Err(error) if error.evidence() == Evidence::Reset => {}
+                Err(error) => {
+                    drop(inlets.events.send(LinkEvent::Stranger { from, why: error.to_string() }));
+                }
+            }
+        });
+    }
+}
+
+async fn admit(settings: &LinkSettings, stream: TcpStream) -> Result<Proven, Unproven> {
+    prepare(&stream, settings).map_err(Unproven::Connect)?;
+    let acceptor = tls::acceptor(&settings.tls)?;
+    let stream = acceptor.accept(stream).await.map_err(TlsError::Handshake)?;
+    tls::check_identity(stream.get_ref().1.peer_certificates(), &settings.tls.peer_name)?;
+    preface(stream.into()).await
+}
+
+async fn dial(settings: &LinkSettings) -> Result<Proven, Unproven> {
+    let (connector, name) = tls::connector(&settings.tls)?;
+    let stream = timeout(settings.interval.max(Duration::from_millis(500)), TcpStream::connect(&settings.peer))
+        .await
+        .map_err(|_| Unproven::Timeout)?
+        .map_err(Unproven::Connect)?;
+    prepare(&stream, settings).map_err(Unproven::Connect)?;
+    let stream = connector.connect(name, stream).await.map_err(TlsError::Handshake)?;
+    tls::check_identity(stream.get_ref().1.peer_certificates(), &settings.tls.peer_name)?;
+    preface(stream.into()).await
+}
+
+/// Both sides speak once before a connection counts: with TLS 1.3 the one that dials learns only from the first answer
+/// whether its certificate was accepted.
+async fn preface(mut stream: tokio_rustls::TlsStream<TcpStream>) -> Result<Proven, Unproven> {
+    let mut mine = frame::header(Type::Preface, 8).to_vec();
+    // Room for features to be agreed on; none yet.
+    mine.extend_from_slice(&[0; 8]);
+    stream.write_all(&mine).await.map_err(TlsError::Handshake)?;
+    stream.flush().await.map_err(TlsError::Handshake)?;
+    let mut header = [0; frame::HEADER_BYTES];
+    stream.read_exact(&mut header).await.map_err(TlsError::Handshake)?;
+    match frame::parse_header(&header)? {
+        (Type::Preface, length) => {
+            let mut features = vec![0; length];
+            stream.read_exact(&mut features).await.map_err(TlsError::Handshake)?;
+            Ok(Proven { stream })
+        }
+        _ => Err(FrameError::Contents.into()),
+    }
+}
+
+/// Small frames leave at once; a peer whose host is gone is noticed by the kernel too.
+fn prepare(stream: &TcpStream, settings: &LinkSettings) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, settings.silence.max(Duration::from_secs(1)))?;
+    sockopt::set_tcp_user_timeout(stream, settings.silence.as_millis() as u32)?;
+    Ok(())
+}
+
+/// While there is no connection: dials, or at least looks whether somebody is there.
+async fn reach<C: Send + 'static>(shared: Arc<Shared>, proven: mpsc::Sender<Proven>, inlets: Inlets<C>) {
+    let mut up = shared.up.subscribe();
+    let settings = &shared.settings;
+    loop {
+        tokio::select! {
+            down = up.wait_for(|(_, up)| !up) => if down.is_err() { return },
+            () = inlets.events.closed() => return,
+        }
+        let last = up.borrow().0;
+        let (evidence, why) = if settings.dials {
+            match timeout(HANDSHAKE_TIMEOUT, dial(settings)).await.unwrap_or(Err(Unproven::Timeout)) {
+                Ok(connection) => {
+                    if proven.send(connection).await.is_err() {
+                        return;
+                    }
+                    // The next attempt is due when this connection has ended, and it has not even begun.
+                    if up.wait_for(|(number, _)| *number > last).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                Err(error) => (error.evidence(), error.to_string()),
+            }
+        } else {
+            tokio::time::sleep(settings.interval / 2).await;
+            if up.borrow().1 {
+                continue;
+            }
+            probe(&settings.peer, settings.interval).await
+        };
+        if inlets.events.send(LinkEvent::Attempt { evidence, why }).is_err() {
+            return;
+        }
+        tokio::time::sleep((settings.interval / 4).clamp(Duration::from_millis(20), Duration::from_millis(500))).await;
+    }
+}
+
+/// Keeps one connection: the newest. Whoever dials again has lost the earlier one.
+async fn manage<C>(shared: Arc<Shared>, mut proven: mpsc::Receiver<Proven>, inlets: Inlets<C>)
+where
+    C: DeserializeOwned + Send + 'static,
+{
+    let mut running: Option<(Arc<Session>, tokio::task::JoinHandle<()>)> = None;
+    while let Some(connection) = proven.recv().await {
+        if let Some((session, task)) = running.take() {
+            session.close.send_replace(Some("peer connected again".into()));
+            if let Err(error) = task.await {
+                tracing::error!(%error, "connection task");
+            }
+        }
+        let (control, control_out) = mpsc::channel(CONTROL_QUEUE);
+        let (records, records_out) = mpsc::channel(4);
+        let (bulk, bulk_out) = mpsc::channel(4);
+        let session = Arc::new(Session {
+            number: shared.numbers.fetch_add(1, Ordering::Relaxed) + 1,
+            control,
+            records,
+            bulk,
+            bulk_credit: Semaphore::new(BULK_WINDOW_BYTES),
+            bulk_outstanding: AtomicUsize::new(0),
+            ack: Mutex::default(),
+            wake: Notify::new(),
+            close: watch::Sender::new(None),
+            echo: AtomicU64::new(0),
+        });
+        let queues = Queues { control: control_out, records: records_out, bulk: bulk_out };
+        *shared.session.lock() = Some(session.clone());
+        shared.up.send_replace((session.number, true));
+        if inlets.events.send(LinkEvent::Up { session: session.number }).is_err() {
+            return;
+        }
+        let task = tokio::spawn(converse(shared.clone(), session.clone(), connection, queues, inlets.clone()));
+        running = Some((session, task));
+    }
+}
+
+struct Queues {
+    control: mpsc::Receiver<Vec<u8>>,
+    records: mpsc::Receiver<(RecordsHeader, Vec<u8>)>,
+    bulk: mpsc::Receiver<Vec<u8>>,
+}
+
+/// One connection from its first frame to its end.
+async fn converse<C>(shared: Arc<Shared>, session: Arc<Session>, connection: Proven, queues: Queues, inlets: Inlets<C>)
+where
+    C: DeserializeOwned + Send + 'static,
+{
+    let (from, to) = tokio::io::split(connection.stream);
+    let mut close = session.close.subscribe();
+    let mut writer = BufWriter::with_capacity(128 << 10, to);
+    let end = tokio::select! {
+        end = hear(&shared, &session, BufReader::with_capacity(64 << 10, from), &inlets) => end,
+        end = speak(&shared, &session, &mut writer, queues) => end,
+        asked = close.wait_for(Option::is_some) => {
+            let why = asked.ok().and_then(|why| why.clone());
+            End::Asked(why.unwrap_or_default())
+        }
+    };
+    {
+        let mut current = shared.session.lock();
+        if current.as_ref().is_some_and(|current| current.number == session.number) {
+            *current = None;
+            shared.up.send_replace((session.number, false));
+        }
+    }
+    session.close.send_replace(Some(end.to_string()));
+    // Our own farewell, if the peer still listens: it then knows that this was no crash.
+    if timeout(Duration::from_millis(200), writer.shutdown()).await.is_err() {
+        tracing::debug!("peer did not take the farewell");
+    }
+    let event = LinkEvent::Down { session: session.number, evidence: end.evidence(), why: end.to_string() };
+    drop(inlets.events.send(event));
+}
+
+/// Reads frames until the connection ends.
+async fn hear<C: DeserializeOwned>(
+    shared: &Shared,
+    session: &Arc<Session>,
+    mut from: impl AsyncRead + Unpin,
+    inlets: &Inlets<C>,
+) -> End {
+    loop {
+        let (kind, payload) = match read_frame(&mut from, shared.settings.silence).await {
+            Ok(frame) => frame,
+            Err(end) => return end,
+        };
+        if let Err(end) = dispatch(shared, session, kind, payload, inlets) {
+            return end;
+        }
+    }
+}
+
+async fn read_frame(from: &mut (impl AsyncRead + Unpin), silence: Duration) -> Result<(Type, Vec<u8>), End> {
+    let mut header = [0; frame::HEADER_BYTES];
+    let first = timeout(silence, from.read(&mut header)).await.map_err(|_| End::Silent(silence))??;
+    if first == 0 {
+        return Err(End::Closed);
+    }
+    timeout(silence, from.read_exact(&mut header[first..])).await.map_err(|_| End::Silent(silence))??;
+    let (kind, length) = frame::parse_header(&header)?;
+    let mut payload = vec![0; length];
+    let mut read = 0;
+    while read < length {
+        let some = timeout(silence, from.read(&mut payload[read..])).await.map_err(|_| End::Silent(silence))??;
+        if some == 0 {
+            return Err(End::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+        read += some;
+    }
+    Ok((kind, payload))
+}
+
+/// Puts what came into its lane.
+fn dispatch<C: DeserializeOwned>(
+    shared: &Shared,
+    session: &Arc<Session>,
+    kind: Type,
+    payload: Vec<u8>,
+    inlets: &Inlets<C>,
+) -> Result<(), End> {
+    let number = session.number;
+    let gone = |_| End::Asked("this member stops listening".into());
+    match kind {
+        Type::Preface => return Err(FrameError::Contents.into()),
+        Type::Heartbeat => {
+            let heartbeat = Heartbeat::parse(&payload)?;
+            session.echo.store(heartbeat.sent, Ordering::Release);
+            let granted = heartbeat.grant.then(|| Duration::from_nanos(heartbeat.echo));
+            inlets.events.send(LinkEvent::Heard { session: number, granted }).map_err(|_| gone(()))?;
+        }
+        Type::Control => {
+            let message = postcard::from_bytes(&payload).map_err(|_| End::Control)?;
+            inlets.events.send(LinkEvent::Message { session: number, message }).map_err(|_| gone(()))?;
+        }
+        Type::Records => {
+            let header = RecordsHeader::parse(&payload)?;
+            let lane = inlets.records_waiting.clone();
+            let waiting = lane.fetch_add(payload.len(), Ordering::AcqRel) + payload.len();
+            let frame = RecordsFrame { session: number, header, payload, lane };
+            if waiting > RECORDS_WINDOW_BYTES + 2 * frame::RECORDS_BYTES_MAX {
+                return Err(End::Window);
+            }
+            inlets.records.send(frame).map_err(|_| gone(()))?;
+        }
+        Type::Ack => {
+            let ack = Ack::parse(&payload)?;
+            let hear = shared.on_ack.lock().clone();
+            if let Some(hear) = hear {
+                hear(number, ack);
+            }
+        }
+        Type::Nack => {
+            let nack = Nack::parse(&payload)?;
+            inlets.events.send(LinkEvent::Nack { session: number, nack }).map_err(|_| gone(()))?;
+        }
+        Type::Bulk => {
+            let outstanding = session.bulk_outstanding.fetch_add(payload.len(), Ordering::AcqRel) + payload.len();
+            let bulk = Bulk { session: number, bytes: payload, credit: session.clone() };
+            if outstanding > BULK_WINDOW_BYTES {
+                return Err(End::Window);
+            }
+            inlets.bulk.send(bulk).map_err(|_| gone(()))?;
+        }
+        Type::Credit => {
+            let bytes = frame::number(&payload, 0)? as usize;
+            if session.bulk_credit.available_permits() + bytes > BULK_WINDOW_BYTES {
+                return Err(End::Window);
+            }
+            session.bulk_credit.add_permits(bytes);
+        }
+    }
+    Ok(())
+}
+
+/// Writes frames until the connection ends: control and acknowledgements before records, records before copies.
+async fn speak(shared: &Shared, session: &Arc<Session>, to: &mut (impl AsyncWrite + Unpin), mut queues: Queues) -> End {
+    let mut heartbeats = tokio::time::interval(shared.settings.interval / 2);
+    heartbeats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let written = tokio::select! {
+            biased;
+            _ = heartbeats.tick() => {
+                let heartbeat = Heartbeat {
+                    sent: clock::monotonic().as_nanos() as u64,
+                    echo: session.echo.load(Ordering::Acquire),
+                    grant: shared.grant.load(Ordering::Acquire),
+                };
+                write_frame(to, Type::Heartbeat, &heartbeat.bytes(), &[]).await
+            }
+            Some(message) = queues.control.recv() => write_frame(to, Type::Control, &message, &[]).await,
+            () = session.wake.notified() => write_outgoing(session, to).await,
+            Some((header, records)) = queues.records.recv() => {
+                write_frame(to, Type::Records, &header.bytes(), &records).await
+            }
+            Some(bytes) = queues.bulk.recv() => write_frame(to, Type::Bulk, &bytes, &[]).await,
+        };
+        let idle = queues.control.is_empty()
+            && queues.records.is_empty()
+            && queues.bulk.is_empty()
+            && session.ack.lock().is_empty();
+        let flushed = match written {
+            Ok(()) if idle => to.flush().await,
+            other => other,
+        };
+        if let Err(error) = flushed {
+            return End::Io(error);
+        }
+    }
+}
+
+async fn write_outgoing(session: &Session, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+    let (ack, nack, credit) = {
+        let mut outgoing = session.ack.lock();
+        // Small credits are saved up; the sender has a whole window.
+        let credit = if outgoing.credit >= BULK_WINDOW_BYTES / 8 { std::mem::take(&mut outgoing.credit) } else { 0 };
+        (outgoing.ack.take(), outgoing.nack.take(), credit)
+    };
+    if let Some(ack) = ack {
+        write_frame(to, Type::Ack, &ack.bytes(), &[]).await?;
+    }
+    if let Some(nack) = nack {
+        write_frame(to, Type::Nack, &nack.bytes(), &[]).await?;
+    }
+    if credit > 0 {
+        write_frame(to, Type::Credit, &(credit as u64).to_le_bytes(), &[]).await?;
+    }
+    Ok(())
+}
+
+async fn write_frame(to: &mut (impl AsyncWrite + Unpin), kind: Type, first: &[u8], second: &[u8]) -> io::Result<()> {
+    to.write_all(&frame::header(kind, first.len() + second.len())).await?;
+    to.write_all(first).await?;
+    to.write_all(second).await
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! Two ends in one process, over a real loopback connection.
