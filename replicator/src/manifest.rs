@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use tandem_protocol::position::Position;
 
 use crate::op::{FileId, ROOT};
-use crate::volume::tree::{Backing, FileKind, NAME_BYTES_MAX, Node, Tree, check_name};
+use crate::volume::tree::{Backing, FileKind, Node, Tree, check_name};
 
 /// First bytes of a manifest; the last two are the version.
 const MAGIC: &[u8; 8] = b"TNDIDS01";
@@ -94,25 +94,26 @@ impl Manifest {
             let flags = node.directory().map_or(0, |directory| u8::from(directory.has_default_acl) * DEFAULT_ACL);
             bytes.push(kind as u8);
             bytes.push(flags);
-            let next_cookie = node.directory().map_or(0, |directory| directory.next_cookie());
             for number in [
                 id.0,
                 node.backing.ino,
                 node.backing.btime.cast_unsigned(),
                 node.mtime().cast_unsigned(),
                 node.ctime().cast_unsigned(),
-                next_cookie,
             ] {
                 bytes.extend_from_slice(&number.to_le_bytes());
             }
-            let links = node.links();
-            bytes.extend_from_slice(&(links.len() as u32).to_le_bytes());
-            for link in links {
-                let name = tree.name(*link).map_or::<&[u8], _>(&[], |name| name);
-                bytes.extend_from_slice(&link.parent.0.to_le_bytes());
-                bytes.extend_from_slice(&link.cookie.to_le_bytes());
-                bytes.push(name.len() as u8);
-                bytes.extend_from_slice(name);
+        }
+        // Names by directory, in the order in which they lie in memory.
+        for (id, directory) in tree.nodes().filter_map(|(id, node)| Some((id, node.directory()?))) {
+            for number in [id.0, directory.next_cookie(), directory.after(0).count() as u64] {
+                bytes.extend_from_slice(&number.to_le_bytes());
+            }
+            for (cookie, entry) in directory.after(0) {
+                bytes.extend_from_slice(&cookie.to_le_bytes());
+                bytes.extend_from_slice(&entry.id.0.to_le_bytes());
+                bytes.push(entry.name.len() as u8);
+                bytes.extend_from_slice(&entry.name);
             }
         }
         let digest = blake3::hash(&bytes);
@@ -172,61 +173,54 @@ impl Manifest {
         let (mut reader, _, last_id, count) = self.header()?;
         let mut tree: Option<Tree> = None;
         let mut early = Vec::new();
-        let mut links = Vec::new();
+        let mut directories = 0u64;
         for _ in 0..count {
             let at = reader.at;
-            let broken = ManifestError::Broken { at };
             let kind = *KINDS.get(usize::from(reader.byte()?)).ok_or(ManifestError::Broken { at })?;
             let flags = reader.byte()?;
             let id = FileId(reader.number()?);
             let backing = Backing { ino: reader.number()?, btime: reader.signed()? };
             let mut node = Node::new(kind, backing, reader.signed()?, reader.signed()?);
-            let next_cookie = reader.number()?;
             if let Some(directory) = node.directory_mut() {
                 directory.has_default_acl = flags & DEFAULT_ACL != 0;
+                directories += 1;
             }
-            let mut number = [0; 4];
-            number.copy_from_slice(reader.take(4)?);
-            for _ in 0..u32::from_le_bytes(number) {
-                let parent = FileId(reader.number()?);
-                let cookie = reader.number()?;
-                let length = usize::from(reader.byte()?);
-                debug_assert!(length <= NAME_BYTES_MAX);
-                links.push((id, parent, cookie, reader.take(length)?));
+            match &mut tree {
+                Some(tree) => Self::add(tree, id, node)?,
+                None if id == ROOT && kind == FileKind::Directory => tree = Some(Tree::new(node)),
+                None => early.push((id, node)),
             }
-            if id == ROOT {
-                if kind != FileKind::Directory || tree.is_some() {
-                    return Err(broken);
-                }
-                tree = Some(Tree::new(node));
-            } else if id.0 == 0 {
-                return Err(broken);
-            } else {
-                early.push((id, node));
-            }
-            if next_cookie > 0 {
-                links.push((id, id, next_cookie, &[]));
-            }
+        }
+        let mut tree = tree.ok_or(ManifestError::NoTree { reason: "it has no root" })?;
+        for (id, node) in early {
+            Self::add(&mut tree, id, node)?;
+        }
+        for _ in 0..directories {
+            Self::read_directory(&mut tree, &mut reader)?;
         }
         if reader.at != reader.bytes.len() {
             return Err(ManifestError::Broken { at: reader.at });
         }
-        let mut tree = tree.ok_or(ManifestError::NoTree { reason: "it has no root" })?;
-        for (id, node) in early {
-            tree.add(id, node).map_err(|_| ManifestError::NoTree { reason: "an id is there twice" })?;
-        }
-        Self::add_links(&mut tree, links)?;
         tree.raise_last_id(last_id);
         Self::check_reach(&tree)?;
         Ok(tree)
     }
 
-    fn add_links(tree: &mut Tree, links: Vec<(FileId, FileId, u64, &[u8])>) -> Result<(), ManifestError> {
-        for (id, parent, cookie, name) in links {
-            if name.is_empty() && id == parent {
-                tree.set_next_cookie(id, cookie);
-                continue;
-            }
+    fn add(tree: &mut Tree, id: FileId, node: Node) -> Result<(), ManifestError> {
+        if id.0 == 0 {
+            return Err(ManifestError::NoTree { reason: "a file has no id" });
+        }
+        tree.add(id, node).map_err(|_| ManifestError::NoTree { reason: "an id is there twice" })
+    }
+
+    fn read_directory(tree: &mut Tree, reader: &mut Reader<'_>) -> Result<(), ManifestError> {
+        let parent = FileId(reader.number()?);
+        let next_cookie = reader.number()?;
+        for _ in 0..reader.number()? {
+            let cookie = reader.number()?;
+            let id = FileId(reader.number()?);
+            let length = usize::from(reader.byte()?);
+            let name = reader.take(length)?;
             if id == ROOT {
                 return Err(ManifestError::NoTree { reason: "the root has a name" });
             }
@@ -235,10 +229,11 @@ impl Manifest {
                 reason: match error {
                     Errno::EXIST => "two files have one name",
                     Errno::NOTDIR => "a file lies in something that is no directory",
-                    _ => "a file lies in a directory that is not there",
+                    _ => "a name of a file, or in a directory, that is not there",
                 },
             })?;
         }
+        tree.set_next_cookie(parent, next_cookie);
         Ok(())
     }
 

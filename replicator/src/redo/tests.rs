@@ -1,6 +1,8 @@
 //! Redo against histories and damage by the thousand. The reference is a volume on which the same operations were performed
 //! without any trouble.
 
+mod power;
+
 use std::path::{Path, PathBuf};
 
 use super::{RedoError, Scope, Visit, converge, trouble};

@@ -352,3 +352,64 @@ fn many_files_cost_little_memory_and_a_manifest_brings_them_back() {
     assert!(crate::manifest::Manifest::from_bytes(bytes).is_err());
     drop(Arc::new(back));
 }
+
+#[test]
+#[ignore = "figures, not a promise: run it alone to see them"]
+fn a_hundred_thousand_files() {
+    let resident = || {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        status.lines().find(|line| line.starts_with("VmRSS")).unwrap().to_string()
+    };
+    let watch = || std::time::Instant::now();
+    let folder = tempfile::tempdir().unwrap();
+    let at = watch();
+    {
+        let volume = Volume::adopt(folder.path(), Options::default()).unwrap();
+        let stamp = Stamp { time: 1_700_000_000_000_000_000, unique: 0 };
+        for number in 0..1000 {
+            let parent = volume.next_id();
+            let name = format!("folder-{number}").into_bytes();
+            volume
+                .perform(
+                    &Op::Create {
+                        id: parent,
+                        parent: ROOT,
+                        name: &name,
+                        kind: Kind::Directory,
+                        mode: 0o755,
+                        uid: 0,
+                        gid: 0,
+                    },
+                    stamp,
+                )
+                .unwrap();
+            for number in 0..100 {
+                let id = volume.next_id();
+                let name = format!("some-file-{number}").into_bytes();
+                volume
+                    .perform(
+                        &Op::Create { id, parent, name: &name, kind: Kind::File, mode: 0o644, uid: 0, gid: 0 },
+                        stamp,
+                    )
+                    .unwrap();
+                volume.perform(&Op::Write { id, offset: 0, data: &[5; 3000] }, stamp).unwrap();
+            }
+        }
+        println!("created and written in {:?}, {}", at.elapsed(), resident());
+        let at = watch();
+        volume.flush_times().unwrap();
+        println!("times flushed in {:?}", at.elapsed());
+    }
+    let at = watch();
+    let volume = Volume::adopt(folder.path(), Options::default()).unwrap();
+    println!("adopted {} in {:?}, {}", volume.files(), at.elapsed(), resident());
+    let at = watch();
+    let manifest = volume.snapshot(tandem_protocol::Position::default());
+    println!("snapshot of {} bytes in {:?}", manifest.bytes().len(), at.elapsed());
+    drop(volume);
+    for scope in [crate::redo::Scope::Touched, crate::redo::Scope::Everything] {
+        let at = watch();
+        crate::redo::converge(folder.path(), Options::default(), &manifest, 0, scope, &mut |_| Ok(())).unwrap();
+        println!("redo, {scope:?}: {:?}", at.elapsed());
+    }
+}

@@ -3,6 +3,7 @@
 //! that the volume must have after the journal's last record, so both always agree.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
@@ -293,10 +294,31 @@ impl Node {
     }
 }
 
+/// Spreads ids, which are counted up and chosen by nobody, over the table at the cost of one multiplication.
+#[derive(Default)]
+pub struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let spread = (self.0.rotate_left(5) ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        self.0 = spread ^ spread >> 32;
+    }
+}
+
 /// All files of a volume.
 #[derive(Debug)]
 pub struct Tree {
-    nodes: HashMap<FileId, Node>,
+    nodes: HashMap<FileId, Node, BuildHasherDefault<IdHasher>>,
     last_id: u64,
     times_changed: parking_lot::Mutex<Vec<FileId>>,
 }
@@ -324,7 +346,7 @@ impl Tree {
     /// Only a root.
     pub fn new(root: Node) -> Tree {
         Tree {
-            nodes: HashMap::from([(ROOT, root)]),
+            nodes: HashMap::from_iter([(ROOT, root)]),
             last_id: ROOT.0,
             times_changed: parking_lot::Mutex::new(Vec::new()),
         }
