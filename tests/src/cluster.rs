@@ -38,10 +38,13 @@ pub struct Cluster {
     pub(crate) folder: PathBuf,
     /// The cgroup that holds every process of the cluster.
     pub(crate) group: String,
+    /// Set when somebody else runs the cluster: it can be used, but not started, ended or broken.
+    foreign: Option<PathBuf>,
 }
 
 impl Cluster {
-    /// The one cluster of this checkout: `TANDEM_CACHE` and `TANDEM_CLUSTER` say where, `.cache` otherwise.
+    /// The one cluster of this checkout: `TANDEM_CACHE` and `TANDEM_CLUSTER` say where, `.cache` otherwise. With
+    /// `TEST_KUBECONFIG`, the cluster that it names; never the user's own current context.
     pub fn here() -> Cluster {
         let cache = std::env::var_os("TANDEM_CACHE").map_or_else(|| repository().join(".cache"), PathBuf::from);
         let folder = std::env::var_os("TANDEM_CLUSTER").map_or_else(|| cache.join("cluster"), PathBuf::from);
@@ -50,11 +53,12 @@ impl Cluster {
             .take(4)
             .map(|byte| format!("{byte:02x}"))
             .collect();
-        Cluster { cache, folder, group: format!("tandem-{mark}") }
+        let foreign = std::env::var_os("TEST_KUBECONFIG").map(PathBuf::from);
+        Cluster { cache, folder, group: format!("tandem-{mark}"), foreign }
     }
 
     pub fn is_up(&self) -> bool {
-        self.folder.join("ready").exists() && self.keeper().is_ok()
+        self.foreign.is_some() || (self.folder.join("ready").exists() && self.keeper().is_ok())
     }
 
     /// Starts the cluster, or does nothing when it runs. What a killed run left behind is put away first. The caller is in
@@ -91,6 +95,9 @@ impl Cluster {
 
     /// Ends everything of the cluster, whoever started it, and removes its folder.
     pub fn down(&self) -> Result<()> {
+        if self.foreign.is_some() {
+            return Ok(());
+        }
         cgroup::kill(&self.group, Duration::from_secs(30))?;
         cgroup::remove(&self.group);
         // Loop devices let go by themselves when their mount namespace is gone; one that was never mounted does not.
@@ -109,6 +116,9 @@ impl Cluster {
 
     /// Moves this process into the cluster's network. Only the calling thread moves, so this comes first in `main`.
     pub fn enter(&self) -> Result<()> {
+        if self.foreign.is_some() {
+            return Ok(());
+        }
         let keeper = self.keeper()?;
         let file = File::open(format!("/proc/{keeper}/ns/net")).context("open the cluster's network namespace")?;
         rustix::thread::move_into_link_name_space(file.as_fd(), Some(rustix::thread::LinkNameSpaceType::Network))
@@ -116,7 +126,12 @@ impl Cluster {
     }
 
     pub fn kubeconfig(&self) -> PathBuf {
-        self.folder.join("admin.kubeconfig")
+        self.foreign.clone().unwrap_or_else(|| self.folder.join("admin.kubeconfig"))
+    }
+
+    /// What is worth keeping between runs: the built components.
+    pub fn cache(&self) -> &Path {
+        &self.cache
     }
 
     /// What the cluster's own programs print.
@@ -124,7 +139,11 @@ impl Cluster {
         self.folder.join("log")
     }
 
+    /// The nodes that may be broken: none in a cluster that somebody else runs.
     pub fn nodes(&self) -> Result<Vec<Node>> {
+        if self.foreign.is_some() {
+            return Ok(Vec::new());
+        }
         let text = fs::read_to_string(self.folder.join("nodes")).context("no cluster runs here")?;
         Ok(text
             .lines()
@@ -134,7 +153,10 @@ impl Cluster {
     }
 
     pub fn node(&self, name: &str) -> Result<Node> {
-        self.nodes()?.into_iter().find(|node| node.name == name).with_context(|| format!("no node {name}"))
+        self.nodes()?.into_iter().find(|node| node.name == name).with_context(|| match &self.foreign {
+            Some(file) => format!("{} names a cluster whose nodes are not ours to break", file.display()),
+            None => format!("no node {name}"),
+        })
     }
 
     /// One of the built programs.
@@ -169,6 +191,10 @@ impl Cluster {
 
     /// Puts an image on every node; a node that was started later gets it too.
     pub fn load_image(&self, name: &str, image: Image) -> Result<()> {
+        if self.foreign.is_some() {
+            eprintln!("not loaded: image {name} (a cluster of somebody else takes its images from its registry)");
+            return Ok(());
+        }
         let file = self.folder.join("images").join(format!("{name}.tar"));
         image.write(&file)?;
         std::thread::scope(|scope| {
@@ -184,6 +210,16 @@ impl Cluster {
                 .collect();
             imports.into_iter().try_for_each(|import| import.join().unwrap_or_else(|_| bail!("an import panicked")))
         })
+    }
+
+    /// Puts away the volumes whose names begin like this, with everything in them.
+    pub fn delete_volumes(&self, prefix: &str) -> Result<()> {
+        for node in self.nodes()? {
+            for volume in node.volumes()?.iter().filter(|volume| volume.starts_with(prefix)) {
+                node.delete_volume(volume)?;
+            }
+        }
+        Ok(())
     }
 
     /// A started process that stays: in its own session, in the cluster's cgroup, its output in a file of its own.
@@ -312,6 +348,13 @@ impl Cluster {
                 &["route", "add", &format!("10.244.{number}.0/24"), "via", &node::address(number), "dev", "br0"],
             )?;
         }
+        // The machine's own processes are clients of Services too: this proxy looks at them with the first node's eyes.
+        let proxy = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nmode: nftables\nhostnameOverride: n1\n\
+                     clusterCIDR: 10.244.0.0/16\nconntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}\n";
+        let file = self.folder.join("proxy.yaml");
+        fs::write(&file, format!("{proxy}clientConnection: {{kubeconfig: {folder}/proxy.kubeconfig}}\n"))
+            .context("write proxy.yaml")?;
+        self.start("control", "proxy", Command::new("kube-proxy").args(["--config", &file.display().to_string()]))?;
         self.apply(STORAGE)
     }
 

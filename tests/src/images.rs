@@ -50,7 +50,20 @@ pub fn install(cluster: &Cluster) -> Result<()> {
             &format!("{image}.repository=localhost/tandem-{name},{image}.tag=test,{image}.pullPolicy=Never"),
         ]);
     }
-    shell::run(command.args(["--wait", "--timeout", "120s"])).context("install the chart")?;
+    shell::run(&mut command).context("install the chart")?;
+    // The images have the same names as before: pods that run older ones are replaced.
+    let parts = ["deployment/tandem-operator", "daemonset/tandem-node"];
+    for part in parts {
+        cluster.kubectl(&["-n", "tandem-system", "rollout", "restart", part])?;
+    }
+    for part in parts {
+        cluster.kubectl(&["-n", "tandem-system", "rollout", "status", part, "--timeout=120s"]).with_context(|| {
+            let tell = |arguments: &[&str]| cluster.kubectl(arguments).unwrap_or_else(|error| error.to_string());
+            let pods = tell(&["-n", "tandem-system", "get", "pods", "-o", "wide"]);
+            let log = tell(&["-n", "tandem-system", "logs", part, "--tail=40"]);
+            format!("{part} does not become ready:\n{pods}\n{log}")
+        })?;
+    }
     Ok(())
 }
 

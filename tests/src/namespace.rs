@@ -33,12 +33,7 @@ pub fn with_namespace(cluster: &Cluster, name: &str, test: impl FnOnce(&str) -> 
 /// The namespace, and the volumes that were made for it.
 fn put_away(cluster: &Cluster, namespace: &str) -> Result<()> {
     cluster.kubectl(&["delete", "namespace", namespace, "--wait=true", "--timeout=120s"])?;
-    let volumes = cluster.kubectl(&["get", "persistentvolume", "-o", "name"])?;
-    let prefix = format!("persistentvolume/{namespace}-");
-    for volume in volumes.lines().filter(|volume| volume.starts_with(&prefix)) {
-        cluster.kubectl(&["delete", "--wait=false", volume])?;
-    }
-    Ok(())
+    cluster.delete_volumes(&format!("{namespace}-"))
 }
 
 /// Objects, events and logs, for whoever has to find out why.

@@ -44,7 +44,7 @@ impl Wishes {
 fn workload() -> Value {
     json!({
         "name": "app", "image": "localhost/tandem-workload:test", "imagePullPolicy": "Never",
-        "command": ["/bin/workload", "serve", "/data"],
+        "command": ["/workload", "serve", "/data"],
         "ports": [{"name": "client", "containerPort": crate::workload::PORT}],
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
     })

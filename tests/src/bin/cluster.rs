@@ -33,6 +33,8 @@ enum What {
     },
     /// Loads the image with the applications: localhost/tandem-workload:test.
     Workload,
+    /// Everything that the scenarios need: the cluster, all images, the chart.
+    Ready,
     /// Builds and loads all images, and installs the chart as a user would.
     Install,
     /// Runs kubectl on it.
@@ -86,7 +88,7 @@ enum What {
 fn main() -> Result<()> {
     let cluster = Cluster::here();
     let arguments = Arguments::parse().what;
-    if !matches!(arguments, What::Up { .. } | What::Down | What::Logs) {
+    if !matches!(arguments, What::Up { .. } | What::Ready | What::Down | What::Logs) {
         if !cluster.is_up() {
             bail!("no cluster runs: start one with `cluster up`");
         }
@@ -104,6 +106,10 @@ fn main() -> Result<()> {
         What::Down => cluster.down(),
         What::Images { from, only } => images::load_product(&cluster, from.as_deref(), &only),
         What::Workload => images::load_workload(&cluster),
+        What::Ready => {
+            cluster.up(2)?;
+            images::install(&cluster)
+        }
         What::Install => images::install(&cluster),
         What::Kubectl { arguments } => Err(cluster.kubectl_command().args(arguments).exec()).context("run kubectl"),
         What::Helm { arguments } => Err(cluster.helm_command().args(arguments).exec()).context("run helm"),

@@ -65,6 +65,7 @@ fn play() -> Result<bool> {
     let cluster = Cluster::here();
     cluster.enter()?;
     cluster.kubectl(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true"])?;
+    cluster.delete_volumes(&format!("{NAMESPACE}-"))?;
     cluster.kubectl(&["create", "namespace", NAMESPACE])?;
     let wishes = Wishes {
         mebibytes: 1024,

@@ -57,6 +57,9 @@ fn main() -> ExitCode {
         eprintln!("REQUIRE_CLUSTER=1 forbids --skip-cluster");
         return ExitCode::FAILURE;
     }
+    if !arguments.keep {
+        end_when_interrupted(Cluster::here());
+    }
     let mut tally = Tally { passed: 0, failed: Vec::new(), only: arguments.only.clone() };
     tally.step("format", || cargo(&["fmt", "--all", "--check"]));
     tally.step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]));
@@ -83,6 +86,20 @@ fn main() -> ExitCode {
     }
     println!("{} passed, {} failed", tally.passed, tally.failed.len());
     if tally.failed.is_empty() && tally.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Ctrl-C ends the cluster too. A run that is killed outright leaves it to the next one, which puts it away first.
+fn end_when_interrupted(cluster: Cluster) {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        if runtime.is_ok_and(|runtime| runtime.block_on(tokio::signal::ctrl_c()).is_ok()) {
+            eprintln!("interrupted: ending the cluster");
+            if let Err(error) = cluster.down() {
+                eprintln!("{error:#}");
+            }
+            std::process::exit(130);
+        }
+    });
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {

@@ -24,10 +24,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("util-linux", "/usr/bin/nsenter"),
     ("mount", "/usr/sbin/losetup"),
     ("e2fsprogs", "/usr/sbin/mkfs.ext4"),
-];
-
-/// What the workload image is made of.
-pub const WORKLOAD_PACKAGES: &[(&str, &str)] = &[
+    // The applications that the scenarios run; they end up in an image.
     ("busybox-static", "/usr/share/doc/busybox-static"),
     ("sqlite3", "/usr/bin/sqlite3"),
     ("postgresql-15", "/usr/lib/postgresql/15/bin/postgres"),
@@ -44,13 +41,12 @@ struct Module {
 
 /// Installs the Debian packages that the cluster and the workloads need.
 pub fn packages() -> Result<()> {
-    install(PACKAGES)?;
-    install(WORKLOAD_PACKAGES)
+    install(PACKAGES)
 }
 
 /// Builds and installs whatever is missing; a second call takes no time.
 pub fn prepare(cache: &Path) -> Result<()> {
-    install(PACKAGES)?;
+    packages()?;
     fs::create_dir_all(cache.join("bin")).context("create the cache")?;
     for module in modules() {
         let missing: Vec<_> =
@@ -68,7 +64,7 @@ pub fn prepare(cache: &Path) -> Result<()> {
 }
 
 /// Installs the Debian packages whose file is missing.
-pub fn install(packages: &[(&str, &str)]) -> Result<()> {
+fn install(packages: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =
         packages.iter().filter(|(_, file)| !Path::new(file).exists()).map(|(name, _)| *name).collect();
     if missing.is_empty() {

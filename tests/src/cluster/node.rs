@@ -4,7 +4,7 @@
 
 use super::{API, Cluster, PAUSE, cgroup, wait};
 use crate::shell;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -38,17 +38,25 @@ impl Node {
     }
 
     pub fn is_up(&self) -> bool {
-        self.cluster.process(&self.name).is_ok()
+        self.keeper().is_ok()
+    }
+
+    /// The process that keeps the namespaces. Before its mark it is still in those of the machine.
+    fn keeper(&self) -> Result<u32> {
+        if !self.disk().join("booted").exists() {
+            bail!("node {} has not booted", self.name);
+        }
+        self.cluster.process(&self.name)
     }
 
     /// A path inside the node, as this process can open it.
     pub fn path(&self, inside: &str) -> Result<PathBuf> {
-        Ok(PathBuf::from(format!("/proc/{}/root{inside}", self.cluster.process(&self.name)?)))
+        Ok(PathBuf::from(format!("/proc/{}/root{inside}", self.keeper()?)))
     }
 
     /// A command that runs inside the node.
     pub fn command(&self, program: &str) -> Result<Command> {
-        let keeper = self.cluster.process(&self.name)?;
+        let keeper = self.keeper()?;
         let mut command = Command::new("nsenter");
         command.args([
             &format!("--mount=/proc/{keeper}/ns/mnt"),
