@@ -4,6 +4,7 @@
 //! capture -> journal -> ship ==link==> journal -> apply -> ack ==link==> (journal may forget)
 //! ```
 
+pub mod apply;
 pub mod aside;
 pub mod capture;
 pub mod checkpoint;
@@ -15,6 +16,8 @@ pub mod link;
 pub mod manifest;
 pub mod netcopy;
 pub mod op;
+pub mod receive;
 pub mod redo;
+pub mod ship;
 pub mod supervise;
 pub mod volume;

@@ -813,5 +813,8 @@ async fn write_frame(to: &mut (impl AsyncWrite + Unpin), kind: Type, first: &[u8
     to.write_all(second).await
 }
 
+/// A proven connection in the hands of a test.
 #[cfg(test)]
-mod tests;
+pub(crate) async fn test_dial(settings: &LinkSettings) -> tokio_rustls::TlsStream<TcpStream> {
+    dial(settings).await.expect("a proven connection").stream
+}

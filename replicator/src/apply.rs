@@ -1,0 +1,190 @@
+//! Performs the journal's records on the volume, in order, up to what is known to be committed. One thread.
+//!
+//! A record that finds no room waits until there is some; any other failure stops the applying for good, because what
+//! follows would be performed on something else than the master has.
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
+use tandem_protocol::Position;
+use tokio::sync::watch;
+
+use crate::journal::{Journal, records_after};
+use crate::op::{Op, Stamp};
+
+/// Bytes of records read at once.
+const BATCH_BYTES: usize = 1 << 20;
+/// How long to wait before a record that found no room is tried again.
+const ROOM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Carries out one operation.
+pub type Perform = Box<dyn Fn(&Op<'_>, Stamp) -> Result<(), Errno> + Send>;
+
+/// How applying goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Everything up to here shows on the volume.
+    pub seq: u64,
+    /// The volume has no room for the next record.
+    pub no_room: bool,
+    /// Why nothing more will be applied.
+    pub failure: Option<String>,
+}
+
+/// The applying thread; ends when dropped.
+pub struct Applier {
+    shared: Arc<Shared>,
+    applied: watch::Receiver<Applied>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    journal: Arc<Journal>,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+    /// Held while records are performed.
+    at_work: Mutex<Position>,
+}
+
+struct Progress {
+    allowed: u64,
+    stop: bool,
+}
+
+/// Starts to apply after `applied`, as far as it will be allowed.
+pub fn apply(journal: Arc<Journal>, applied: Position, perform: Perform) -> io::Result<Applier> {
+    let shared = Arc::new(Shared {
+        journal,
+        progress: Mutex::new(Progress { allowed: applied.seq, stop: false }),
+        changed: Condvar::new(),
+        at_work: Mutex::new(applied),
+    });
+    let (told, listening) = watch::channel(Applied { seq: applied.seq, ..Applied::default() });
+    let working = shared.clone();
+    let thread = std::thread::Builder::new().name("apply".into()).spawn(move || {
+        if let Err(why) = working.work(&perform, &told) {
+            told.send_modify(|applied| applied.failure = Some(why));
+        }
+    })?;
+    Ok(Applier { shared, applied: listening, thread: Some(thread) })
+}
+
+impl Applier {
+    /// Everything up to `seq` may be applied: it is committed, and the journal says so durably.
+    pub fn allow(&self, seq: u64) {
+        allow(&self.shared, seq);
+    }
+
+    /// The same as a function that can be handed on.
+    pub fn allowance(&self) -> impl Fn(u64) + Send + Sync + 'static {
+        let shared = Arc::downgrade(&self.shared);
+        move |seq| {
+            if let Some(shared) = shared.upgrade() {
+                allow(&shared, seq);
+            }
+        }
+    }
+
+    /// How far it is.
+    pub fn applied(&self) -> watch::Receiver<Applied> {
+        self.applied.clone()
+    }
+
+    /// Does something while nothing is performed, at a known position: a checkpoint's list of files.
+    pub fn at_rest<T>(&self, work: impl FnOnce(Position) -> T) -> T {
+        let position = self.shared.at_work.lock();
+        work(*position)
+    }
+
+    /// Ends after the record at work. Returns where the volume stands.
+    pub fn stop(mut self) -> Position {
+        self.end();
+        let position = *self.shared.at_work.lock();
+        position
+    }
+
+    fn end(&mut self) {
+        self.shared.progress.lock().stop = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the applying thread ended in a panic");
+        }
+    }
+}
+
+impl Drop for Applier {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn allow(shared: &Shared, seq: u64) {
+    let mut progress = shared.progress.lock();
+    if seq > progress.allowed {
+        progress.allowed = seq;
+        shared.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn work(&self, perform: &Perform, told: &watch::Sender<Applied>) -> Result<(), String> {
+        let mut bytes = Vec::new();
+        loop {
+            let done = *self.at_work.lock();
+            let allowed = {
+                let mut progress = self.progress.lock();
+                while progress.allowed <= done.seq && !progress.stop {
+                    self.changed.wait(&mut progress);
+                }
+                if progress.stop {
+                    return Ok(());
+                }
+                progress.allowed
+            };
+            bytes.clear();
+            let batch = self.journal.read(done.seq + 1, BATCH_BYTES, &mut bytes).map_err(|error| error.to_string())?;
+            if batch.count == 0 {
+                return Err(format!("journal ends at {} before {allowed}, which is committed", batch.last.seq));
+            }
+            for record in records_after(done, &bytes) {
+                let record = record.map_err(|error| error.to_string())?;
+                if record.position.seq > allowed {
+                    break;
+                }
+                let op = record.op().map_err(|error| error.to_string())?;
+                while !self.perform_one(perform, &op, record.stamp, record.position)? {
+                    told.send_modify(|applied| applied.no_room = true);
+                    let mut progress = self.progress.lock();
+                    if progress.stop {
+                        return Ok(());
+                    }
+                    self.changed.wait_for(&mut progress, ROOM_INTERVAL);
+                }
+                if self.progress.lock().stop {
+                    return Ok(());
+                }
+            }
+            let seq = self.at_work.lock().seq;
+            told.send_modify(|applied| *applied = Applied { seq, no_room: false, failure: None });
+        }
+    }
+
+    /// Whether there was room for it.
+    fn perform_one(&self, perform: &Perform, op: &Op<'_>, stamp: Stamp, position: Position) -> Result<bool, String> {
+        let mut at_work = self.at_work.lock();
+        match perform(op, stamp) {
+            Ok(()) => {
+                *at_work = position;
+                Ok(true)
+            }
+            Err(Errno::NOSPC | Errno::DQUOT) => Ok(false),
+            Err(error) => Err(format!("apply record {}: {error}", position.seq)),
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! Two ends in one process, over a real loopback connection.

@@ -1,0 +1,267 @@
+//! Follows the master: verifies its records, appends them to the own journal, makes them durable when the master waits for
+//! it or after a fifth of a second, and acknowledges. One thread, so that a flush delays nothing but the next record.
+//!
+//! What the master reports committed is noted in the journal before the flush, and only what such a note covers durably is
+//! passed on to be applied: after any crash the journal itself says what may already show on the volume.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver as Lane, RecvTimeoutError};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::clock;
+use crate::journal::{Broken, Journal, JournalError};
+use crate::link::{Ack, LinkHandle, Nack, NackReason, RecordsFrame};
+
+/// What arrived is durable after at most so long, also when nobody asks.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
+/// So much is received before it is acknowledged although nobody asked: the sender's window must not run dry.
+const RECEIPT_BYTES: usize = 1 << 20;
+/// Frames taken together before one flush.
+const FRAMES_MAX: usize = 64;
+
+/// Whom to follow: frames of anything else are not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Following {
+    /// The connection.
+    pub session: u64,
+    /// The generation that was promised.
+    pub epoch: u64,
+    /// Its nonce.
+    pub nonce: u128,
+}
+
+/// What the conductor hears.
+#[derive(Debug)]
+pub enum ReceiveEvent {
+    /// Following ended: the master was told why, and nothing more is accepted on this connection.
+    Stopped {
+        /// The connection.
+        session: u64,
+        /// What the master was told.
+        reason: NackReason,
+        /// The same for people.
+        why: String,
+    },
+}
+
+/// Called with the highest record that may be applied, from the thread that receives.
+pub type OnCommitted = Box<dyn Fn(u64) + Send>;
+
+/// The thread that follows; it lives as long as the link's lane.
+pub struct Receiver {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    journal: Arc<Journal>,
+    link: LinkHandle,
+    /// Held while frames are taken in: who changes it knows that nothing is appended any more.
+    following: Mutex<Option<Following>>,
+    events: mpsc::UnboundedSender<ReceiveEvent>,
+}
+
+/// Starts the thread. It follows nobody until told to.
+pub fn receive(
+    journal: Arc<Journal>,
+    link: LinkHandle,
+    lane: Lane<RecordsFrame>,
+    on_committed: OnCommitted,
+) -> io::Result<(Receiver, mpsc::UnboundedReceiver<ReceiveEvent>)> {
+    let (events, events_out) = mpsc::unbounded_channel();
+    let shared = Arc::new(Shared { journal, link, following: Mutex::new(None), events });
+    let thread = shared.clone();
+    std::thread::Builder::new().name("receive".into()).spawn(move || {
+        let mut intake = Intake {
+            shared: &thread,
+            on_committed,
+            session: 0,
+            committed: 0,
+            unacknowledged: 0,
+            unflushed_since: None,
+        };
+        intake.run(&lane);
+    })?;
+    Ok((Receiver { shared }, events_out))
+}
+
+impl Receiver {
+    /// Accepts records of this generation on this connection from now on.
+    pub fn follow(&self, following: Following) {
+        *self.shared.following.lock() = Some(following);
+    }
+
+    /// Accepts nothing any more. When this returns, what was accepted before is in the journal and nothing will follow.
+    pub fn stop(&self) {
+        *self.shared.following.lock() = None;
+    }
+}
+
+struct Intake<'a> {
+    shared: &'a Shared,
+    on_committed: OnCommitted,
+    /// The connection that the rest is about.
+    session: u64,
+    /// What the master last reported.
+    committed: u64,
+    /// Bytes received since the last acknowledgement.
+    unacknowledged: usize,
+    /// When the oldest record that no flush has covered arrived.
+    unflushed_since: Option<Duration>,
+}
+
+impl Intake<'_> {
+    fn run(&mut self, lane: &Lane<RecordsFrame>) {
+        let mut late = None;
+        loop {
+            if let Some(first) = late.take() {
+                late = self.take(first, lane);
+                continue;
+            }
+            let patience = match self.unflushed_since {
+                Some(since) => FLUSH_INTERVAL.saturating_sub(clock::monotonic().saturating_sub(since)),
+                None => Duration::from_secs(3600),
+            };
+            match lane.recv_timeout(patience) {
+                Ok(first) => late = self.take(first, lane),
+                Err(RecvTimeoutError::Timeout) => self.flush_when_due(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Takes in a frame and those that wait behind it, then flushes once for all of them if one asks for it. Returns the
+    /// first that was too many for this round.
+    fn take(&mut self, first: RecordsFrame, lane: &Lane<RecordsFrame>) -> Option<RecordsFrame> {
+        let shared = self.shared;
+        let mut following = shared.following.lock();
+        let (mut sync, mut receipt) = (false, false);
+        let mut frame = Some(first);
+        for _ in 0..FRAMES_MAX {
+            let Some(current) = frame.take() else { break };
+            let Some(accepted) = following.filter(|following| following.session == current.session) else {
+                // Of a connection that is over, or sent before anybody agreed to follow.
+                frame = lane.try_recv().ok();
+                continue;
+            };
+            if self.session != accepted.session {
+                // What another master called committed says nothing about this one's history.
+                (self.session, self.committed, self.unacknowledged) = (accepted.session, 0, 0);
+            }
+            if (accepted.epoch, accepted.nonce) != (current.header.epoch, current.header.nonce) {
+                self.refuse(&mut following, NackReason::OtherGeneration, "records of another generation".into());
+                return None;
+            }
+            if !current.records().is_empty() {
+                if let Err(error) = shared.journal.append_raw(current.records()) {
+                    self.refuse(&mut following, reason(&error), error.to_string());
+                    return None;
+                }
+                self.unacknowledged += current.records().len();
+                self.unflushed_since.get_or_insert_with(clock::monotonic);
+            }
+            if current.header.committed > self.committed {
+                self.committed = current.header.committed;
+                self.unflushed_since.get_or_insert_with(clock::monotonic);
+            }
+            sync |= current.header.sync;
+            receipt |= current.header.receipt;
+            drop(current);
+            frame = lane.try_recv().ok();
+        }
+        drop(following);
+        self.finish(sync, receipt);
+        frame
+    }
+
+    fn finish(&mut self, sync: bool, receipt: bool) {
+        if receipt || self.unacknowledged >= RECEIPT_BYTES {
+            self.acknowledge();
+        }
+        if sync {
+            self.flush();
+        } else {
+            self.flush_when_due();
+        }
+    }
+
+    fn flush_when_due(&mut self) {
+        let now = clock::monotonic();
+        if self.unflushed_since.is_some_and(|since| now.saturating_sub(since) >= FLUSH_INTERVAL) {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        let shared = self.shared;
+        let mut following = shared.following.lock();
+        let Some(accepted) = *following else {
+            self.unflushed_since = None;
+            return;
+        };
+        let flushed = shared.journal.mark_committed(self.committed).and_then(|()| {
+            let noted = shared.journal.committed();
+            shared.journal.sync().map(|_| noted)
+        });
+        match flushed {
+            Ok(noted) => {
+                self.unflushed_since = None;
+                self.acknowledge_on(accepted.session);
+                (self.on_committed)(noted);
+            }
+            Err(error) => self.refuse(&mut following, reason(&error), error.to_string()),
+        }
+    }
+
+    fn acknowledge(&mut self) {
+        let session = self.shared.following.lock().map(|following| following.session);
+        if let Some(session) = session {
+            self.acknowledge_on(session);
+        }
+    }
+
+    fn acknowledge_on(&mut self, session: u64) {
+        self.unacknowledged = 0;
+        let durable = self.shared.journal.durable();
+        let received = self.shared.journal.end().seq.max(durable);
+        // A connection that is gone needs no acknowledgement; the next hello says where this journal ends.
+        if self.shared.link.send_ack(session, Ack { received, durable }).is_err() {
+            tracing::debug!(session, "nobody to acknowledge to");
+        }
+    }
+
+    /// Tells the master that it cannot go on, and accepts nothing more on this connection.
+    fn refuse(&mut self, following: &mut Option<Following>, reason: NackReason, why: String) {
+        let Some(accepted) = following.take() else { return };
+        self.unflushed_since = None;
+        let nack = Nack { reason, end: self.shared.journal.end().seq };
+        if self.shared.link.send_nack(accepted.session, nack).is_err() {
+            tracing::debug!(session = accepted.session, "nobody to refuse");
+        }
+        let event = ReceiveEvent::Stopped { session: accepted.session, reason, why };
+        if self.shared.events.send(event).is_err() {
+            tracing::debug!("nobody listens to the receiver");
+        }
+    }
+}
+
+fn reason(error: &JournalError) -> NackReason {
+    match error {
+        JournalError::Full(_) => NackReason::Full,
+        JournalError::Broken(Broken::Sequence { .. } | Broken::Chain { .. }) => NackReason::Discontinuous,
+        JournalError::Broken(Broken::Short | Broken::Checksum | Broken::Lengths) | JournalError::Codec(_) => {
+            NackReason::Damaged
+        }
+        JournalError::Poisoned(_)
+        | JournalError::Corrupt { .. }
+        | JournalError::Foreign(_)
+        | JournalError::Version(_)
+        | JournalError::TooLong(_)
+        | JournalError::EpochBack { .. }
+        | JournalError::Outside { .. }
+        | JournalError::Io { .. } => NackReason::Failed,
+    }
+}

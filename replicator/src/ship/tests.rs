@@ -1,0 +1,463 @@
+//! Two journals over a real connection in one process: stream, break, resume, refuse. And who is not let in.
+
+use std::net::SocketAddr;
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::*;
+use crate::disk;
+use crate::journal::{JournalError, Options};
+use crate::link::{self, Evidence, Lanes, LinkEvent, LinkSettings, NackReason, TlsSettings};
+use crate::op::{FileId, Op, Stamp};
+use crate::receive::{self, Following, ReceiveEvent};
+
+const PAIR: [u8; 16] = *b"pair-of-the-test";
+const PATIENCE: Duration = Duration::from_secs(20);
+const A: &str = "a.orders.shop.pair.tandem.dev";
+const B: &str = "b.orders.shop.pair.tandem.dev";
+
+type Events = mpsc::UnboundedReceiver<LinkEvent<String>>;
+type Authority = CertifiedIssuer<'static, KeyPair>;
+
+fn authority() -> Authority {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// A member's certificate folder.
+fn certificates(authority: &Authority, trusts: &Authority, names: &[&str]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let names: Vec<String> = names.iter().map(|name| (*name).to_string()).collect();
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(names).unwrap().signed_by(&key, authority).unwrap();
+    std::fs::write(folder.path().join("ca.crt"), trusts.as_ref().pem()).unwrap();
+    std::fs::write(folder.path().join("tls.crt"), leaf.pem()).unwrap();
+    std::fs::write(folder.path().join("tls.key"), key.serialize_pem()).unwrap();
+    folder
+}
+
+fn settings(listen: SocketAddr, peer: SocketAddr, dials: bool, folder: &Path, peer_name: &str) -> LinkSettings {
+    LinkSettings {
+        listen,
+        peer: peer.to_string(),
+        dials,
+        tls: TlsSettings { folder: folder.to_path_buf(), peer_name: peer_name.into() },
+        interval: Duration::from_millis(200),
+        silence: Duration::from_secs(2),
+    }
+}
+
+async fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+struct End {
+    link: LinkHandle,
+    events: Events,
+    lanes: Lanes,
+    _certificates: TempDir,
+}
+
+async fn end(listen: SocketAddr, peer: SocketAddr, dials: bool, certificates: TempDir, peer_name: &str) -> End {
+    let settings = settings(listen, peer, dials, certificates.path(), peer_name);
+    let (link, events, lanes) = link::start(settings).await.unwrap();
+    End { link, events, lanes, _certificates: certificates }
+}
+
+/// Both ends of a pair, not yet connected.
+async fn pair() -> (End, End) {
+    let (at_a, at_b) = (free_address().await, free_address().await);
+    let authority = authority();
+    let a = end(at_a, at_b, false, certificates(&authority, &authority, &[A]), B).await;
+    let b = end(at_b, at_a, true, certificates(&authority, &authority, &[B]), A).await;
+    (a, b)
+}
+
+async fn next(events: &mut Events) -> LinkEvent<String> {
+    timeout(PATIENCE, events.recv()).await.expect("an event in time").expect("the link lives")
+}
+
+async fn up(events: &mut Events) -> u64 {
+    loop {
+        if let LinkEvent::Up { session } = next(events).await {
+            return session;
+        }
+    }
+}
+
+async fn down(events: &mut Events) -> (u64, Evidence) {
+    loop {
+        if let LinkEvent::Down { session, evidence, .. } = next(events).await {
+            return (session, evidence);
+        }
+    }
+}
+
+/// A master's and a replicant's journal, and everything between them.
+struct Stream {
+    master: Arc<Journal>,
+    replicant: Arc<Journal>,
+    a: End,
+    b_link: LinkHandle,
+    b_events: Events,
+    receiver: receive::Receiver,
+    refused: mpsc::UnboundedReceiver<ReceiveEvent>,
+    committed: Arc<AtomicU64>,
+    _folders: [TempDir; 2],
+}
+
+async fn stream(segment_bytes: u64) -> Stream {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let options = Options { segment_bytes, pair: PAIR };
+    let master = Arc::new(Journal::open(folders[0].path(), options).unwrap().0);
+    let replicant = Arc::new(Journal::open(folders[1].path(), options).unwrap().0);
+    let (a, b) = pair().await;
+    let committed = Arc::new(AtomicU64::new(0));
+    let told = committed.clone();
+    let (receiver, refused) = receive::receive(
+        replicant.clone(),
+        b.link.clone(),
+        b.lanes.records,
+        Box::new(move |seq| {
+            told.fetch_max(seq, Ordering::AcqRel);
+        }),
+    )
+    .unwrap();
+    std::mem::forget(b._certificates);
+    Stream { master, replicant, a, b_link: b.link, b_events: b.events, receiver, refused, committed, _folders: folders }
+}
+
+impl Stream {
+    /// Waits for a connection and ships over it from where the replicant stands.
+    async fn connect(&mut self) -> Shipper {
+        let at_a = up(&mut self.a.events).await;
+        let at_b = up(&mut self.b_events).await;
+        self.receiver.follow(Following { session: at_b, epoch: 1, nonce: 7 });
+        let from = self.replicant.end().seq + 1;
+        let shipping = Shipping { session: at_a, epoch: 1, nonce: 7, from, receipts: false };
+        ship(self.master.clone(), self.a.link.clone(), shipping, |_| {})
+    }
+
+    fn write(&self, count: u64, bytes: usize) -> u64 {
+        let data = vec![3; bytes];
+        for _ in 0..count {
+            let op = Op::Write { id: FileId(2), offset: 0, data: &data };
+            self.master.append(1, Stamp::default(), &op).unwrap();
+        }
+        self.master.end().seq
+    }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waiting = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    assert!(timeout(PATIENCE, waiting).await.is_ok(), "never: {what}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_replicant_gets_everything_and_acknowledges_what_is_durable() {
+    let mut stream = stream(8 << 20).await;
+    let shipper = stream.connect().await;
+    let last = stream.write(300, 5000);
+    shipper.want_durable(last);
+    until("durable", || shipper.acknowledged().durable == last).await;
+    assert_eq!(stream.replicant.end(), stream.master.end());
+    assert_eq!(stream.replicant.durable(), last);
+    // Nobody waits for these: they come all the same, and become durable soon.
+    let last = stream.write(20, 100);
+    until("durable unasked", || shipper.acknowledged().durable == last).await;
+    // A record of the largest size.
+    let last = stream.write(1, 4 << 20);
+    shipper.want_durable(last);
+    until("the largest record", || shipper.acknowledged().durable == last).await;
+    // What is committed is told, noted durably, and only then allowed to be applied.
+    shipper.committed(last);
+    until("committed", || stream.committed.load(Ordering::Acquire) == last).await;
+    assert_eq!(stream.replicant.committed(), last);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_connection_is_made_again_and_the_stream_goes_on_where_it_was() {
+    let mut stream = stream(8 << 20).await;
+    let mut shipper = stream.connect().await;
+    for round in 0..4 {
+        stream.write(400, 3000);
+        if round % 2 == 0 {
+            let session = stream.a.link.current().unwrap();
+            stream.a.link.close(session, "the test cuts it");
+        } else {
+            let session = stream.b_link.current().unwrap();
+            stream.b_link.close(session, "the test cuts it");
+        }
+        until("the end of the shipment", || shipper.ended().borrow().is_some() || stream.a.link.current().is_none())
+            .await;
+        stream.receiver.stop();
+        shipper.stop();
+        shipper = stream.connect().await;
+    }
+    let last = stream.write(1, 10);
+    shipper.want_durable(last);
+    until("durable", || shipper.acknowledged().durable == last).await;
+    assert_eq!(stream.replicant.end(), stream.master.end());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_far_behind_replicant_is_brought_up_through_the_window() {
+    let mut stream = stream(8 << 20).await;
+    let last = stream.write(200, 200 << 10);
+    let shipper = stream.connect().await;
+    shipper.want_durable(last);
+    until("caught up", || shipper.acknowledged().durable == last).await;
+    assert_eq!(stream.replicant.end(), stream.master.end());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replicant_without_room_says_so() {
+    let mut stream = stream(64 << 10).await;
+    // The second segment does not fit: the folder of the replicant's journal is on a volume that is full by then.
+    let folder = stream._folders[1].path().to_path_buf();
+    rustix::mount::mount("none", &folder, "tmpfs", rustix::mount::MountFlags::empty(), Some(c"size=300k")).unwrap();
+    let small = Options { segment_bytes: 64 << 10, pair: PAIR };
+    let full = Arc::new(Journal::open(&folder, small).unwrap().0);
+    let (a, b) = pair().await;
+    let (receiver, mut refused) =
+        receive::receive(full.clone(), b.link.clone(), b.lanes.records, Box::new(|_| {})).unwrap();
+    (stream.a, stream.b_link, stream.b_events, stream.replicant, stream.receiver) =
+        (End { lanes: a.lanes, ..a }, b.link.clone(), b.events, full.clone(), receiver);
+    let shipper = stream.connect().await;
+    let last = stream.write(30, 30 << 10);
+    shipper.want_durable(last);
+    let nack = loop {
+        if let LinkEvent::Nack { nack, .. } = next(&mut stream.a.events).await {
+            break nack;
+        }
+    };
+    let ReceiveEvent::Stopped { reason, .. } = timeout(PATIENCE, refused.recv()).await.unwrap().unwrap();
+    rustix::mount::unmount(&folder, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!((nack.reason, reason), (NackReason::Full, NackReason::Full));
+    assert_eq!(nack.end, full.end().seq);
+    assert!(nack.end > 0 && nack.end < last);
+    drop(stream.refused);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_of_another_generation_are_refused() {
+    let mut stream = stream(1 << 20).await;
+    let shipper = stream.connect().await;
+    let session = stream.b_link.current().unwrap();
+    stream.receiver.follow(Following { session, epoch: 2, nonce: 9 });
+    let last = stream.write(1, 10);
+    shipper.want_durable(last);
+    let ReceiveEvent::Stopped { reason, .. } = timeout(PATIENCE, stream.refused.recv()).await.unwrap().unwrap();
+    assert_eq!(reason, NackReason::OtherGeneration);
+    assert_eq!(stream.replicant.end().seq, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acknowledgement_of_what_was_never_sent_ends_the_connection() {
+    let mut stream = stream(1 << 20).await;
+    let shipper = stream.connect().await;
+    let session = stream.b_link.current().unwrap();
+    stream.b_link.send_ack(session, Ack { received: 1000, durable: 1000 }).unwrap();
+    until("the end", || matches!(*shipper.ended().borrow(), Some(Ended::FalseAck { acknowledged: 1000, .. }))).await;
+    assert_eq!(shipper.acknowledged(), Ack::default());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_that_forgot_too_much_says_so() {
+    let mut stream = stream(64 << 10).await;
+    stream.write(20, 30 << 10);
+    stream.master.trim_below(15).unwrap();
+    let shipper = stream.connect().await;
+    until("left behind", || matches!(*shipper.ended().borrow(), Some(Ended::LeftBehind { .. }))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_copies_and_grants_travel() {
+    let (mut a, mut b) = pair().await;
+    let (at_a, at_b) = (up(&mut a.events).await, up(&mut b.events).await);
+    a.link.grant(true);
+    b.link.send(at_b, &"hello".to_string()).unwrap();
+    let sender = a.link.clone();
+    let sending = tokio::spawn(async move {
+        for piece in 0..40u8 {
+            sender.send_bulk(at_a, vec![piece; 1 << 20]).await.unwrap();
+        }
+    });
+    for piece in 0..40u8 {
+        let bulk = timeout(PATIENCE, b.lanes.bulk.recv()).await.unwrap().unwrap();
+        assert_eq!((bulk.bytes.len(), bulk.bytes[0]), (1 << 20, piece));
+    }
+    sending.await.unwrap();
+    let mut hello = false;
+    while !hello {
+        hello = matches!(next(&mut a.events).await, LinkEvent::Message { message, .. } if message == "hello");
+    }
+    loop {
+        if let LinkEvent::Heard { granted: Some(sent), .. } = next(&mut b.events).await
+            && !sent.is_zero()
+        {
+            break;
+        }
+    }
+    assert!(a.link.send(at_a + 1, &"to a connection that never was".to_string()).is_err());
+    b.link.close(at_b, "the test ends it");
+    assert_eq!(down(&mut a.events).await, (at_a, Evidence::Closed));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_refused_each_with_a_reason() {
+    let (at_a, nobody) = (free_address().await, free_address().await);
+    let (ours, other) = (authority(), authority());
+    let mut a = end(at_a, nobody, false, certificates(&ours, &ours, &[A]), B).await;
+    let knocks = [
+        (certificates(&other, &ours, &[B]), "TLS handshake"),
+        (certificates(&ours, &ours, &["b.other.shop.pair.tandem.dev"]), "proved to be"),
+        (certificates(&ours, &ours, &[B, A]), "proved to be"),
+        (certificates(&ours, &ours, &[A]), "proved to be"),
+    ];
+    for (certificates, expected) in knocks {
+        let mut stranger = end(free_address().await, at_a, true, certificates, A).await;
+        let why = loop {
+            if let LinkEvent::Stranger { why, .. } = next(&mut a.events).await {
+                break why;
+            }
+        };
+        assert!(why.contains(expected), "{why}");
+        loop {
+            match next(&mut stranger.events).await {
+                LinkEvent::Up { .. } => panic!("let in"),
+                LinkEvent::Attempt { .. } => break,
+                _ => {}
+            }
+        }
+        drop(stranger);
+        while a.events.try_recv().is_ok() {}
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        while a.events.try_recv().is_ok() {}
+    }
+    let mut garbage = TcpStream::connect(at_a).await.unwrap();
+    garbage.write_all(b"GET / HTTP/1.1\r\nHost: somebody\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    timeout(PATIENCE, garbage.read_to_end(&mut answer)).await.unwrap().ok();
+    loop {
+        if let LinkEvent::Stranger { why, .. } = next(&mut a.events).await {
+            assert!(why.contains("TLS handshake"), "{why}");
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_proven_peer_that_breaks_the_protocol_is_cut_off() {
+    let (at_a, nobody) = (free_address().await, free_address().await);
+    let ours = authority();
+    let mut a = end(at_a, nobody, false, certificates(&ours, &ours, &[A]), B).await;
+    let folder = certificates(&ours, &ours, &[B]);
+    let mine = settings(nobody, at_a, true, folder.path(), A);
+    let hostile: [Vec<u8>; 3] = [
+        vec![0xff; 64],
+        {
+            let mut header = frame_header(4, u32::MAX);
+            header.extend_from_slice(&[0; 100]);
+            header
+        },
+        frame_header(99, 0),
+    ];
+    for bytes in hostile {
+        let mut raw = link::test_dial(&mine).await;
+        let session = up(&mut a.events).await;
+        raw.write_all(&bytes).await.unwrap();
+        raw.flush().await.unwrap();
+        assert_eq!(down(&mut a.events).await, (session, Evidence::Misbehaved));
+    }
+    let mut raw = link::test_dial(&mine).await;
+    let session = up(&mut a.events).await;
+    raw.flush().await.unwrap();
+    // Silent from here on, with the socket open.
+    assert_eq!(down(&mut a.events).await, (session, Evidence::Silent));
+}
+
+fn frame_header(kind: u8, length: u32) -> Vec<u8> {
+    let mut bytes = b"TNDM".to_vec();
+    bytes.extend_from_slice(&[1, kind, 0, 0]);
+    bytes.extend_from_slice(&length.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes);
+    bytes.extend_from_slice(&crc.to_le_bytes());
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_without_the_process_is_evidence() {
+    let (at_a, nobody) = (free_address().await, free_address().await);
+    let ours = authority();
+    for dials in [true, false] {
+        let mut a = end(free_address().await, nobody, dials, certificates(&ours, &ours, &[A]), B).await;
+        loop {
+            if let LinkEvent::Attempt { evidence, .. } = next(&mut a.events).await {
+                assert_eq!(evidence, Evidence::Refused);
+                break;
+            }
+        }
+        assert_eq!(a.link.probe().await.0, Evidence::Refused);
+    }
+    let listening = end(at_a, nobody, false, certificates(&ours, &ours, &[A]), B).await;
+    let asking = end(free_address().await, at_a, false, certificates(&ours, &ours, &[B]), A).await;
+    assert_eq!(asking.link.probe().await.0, Evidence::Answers);
+    drop(listening);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replicant_whose_flush_fails_says_so_and_stays_silent_about_durability() {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, _) = Journal::open(folder.path(), Options { segment_bytes: 1 << 20, pair: PAIR }).unwrap();
+    disk::trouble::break_next("sync_journal", libc::EIO);
+    let op = Op::Drop { id: FileId(2) };
+    journal.append(1, Stamp::default(), &op).unwrap();
+    assert!(matches!(journal.sync(), Err(JournalError::Poisoned(_))));
+    assert!(journal.append_raw(&[1]).is_err());
+}
+
+/// The way of one small fdatasync: append, flush here and there, acknowledgement. `--ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement, not a check"]
+async fn round_trip_speed() {
+    let mut stream = stream(32 << 20).await;
+    let shipper = Arc::new(stream.connect().await);
+    let (acked, mut heard) = watch::channel(0);
+    let session = stream.a.link.current().unwrap();
+    let hearing = shipper.state.clone();
+    stream.a.link.on_ack(Arc::new(move |number, ack| {
+        if number == session && hearing.hear(ack) {
+            acked.send_replace(ack.durable);
+        }
+    }));
+    let data = vec![5; 4096];
+    let rounds = 2000;
+    let began = std::time::Instant::now();
+    for _ in 0..rounds {
+        let op = Op::Write { id: FileId(2), offset: 0, data: &data };
+        let seq = stream.master.append(1, Stamp::default(), &op).unwrap().seq;
+        shipper.want_durable(seq);
+        let journal = stream.master.clone();
+        let local = tokio::task::spawn_blocking(move || journal.sync().unwrap());
+        heard.wait_for(|durable| *durable >= seq).await.unwrap();
+        local.await.unwrap();
+    }
+    println!("append 4 KiB, durable on both: {:?} each", began.elapsed() / rounds);
+    let began = std::time::Instant::now();
+    let last = stream.write(512, 1 << 20);
+    shipper.want_durable(last);
+    heard.wait_for(|durable| *durable >= last).await.unwrap();
+    println!("512 MiB in records of 1 MiB: {:?}", began.elapsed());
+}
