@@ -9,6 +9,7 @@ pub mod aside;
 pub mod capture;
 pub mod checkpoint;
 pub mod clock;
+pub mod commit;
 pub mod disk;
 pub mod handover;
 pub mod journal;

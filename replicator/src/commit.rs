@@ -1,0 +1,241 @@
+//! Who waits for which operation, and when it may be told that its data is safe. Keeps the upper half of the ladder of
+//! positions (durable, received, committed); the rule comes from the member, the marks from the journal and the peer.
+//!
+//! What must always hold: the rule is asked immediately before each reply, with the marks of that instant; a flush that
+//! failed is never tried again; nobody is told before the rule allows it, and everybody is told in the end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+use rustix::io::Errno;
+use tandem_protocol::ack::{AckRule, Marks, acknowledged};
+use tokio::sync::watch;
+
+use crate::clock;
+use crate::journal::Journal;
+
+/// Operations nobody asked to flush are flushed after this time, so that the committed mark goes on without them.
+const LAZY_FLUSH: Duration = Duration::from_millis(200);
+
+/// Called once, when the journal cannot be made durable any more.
+pub type OnFailure = Box<dyn Fn() + Send + Sync>;
+
+type Waiter = Box<dyn FnOnce(Result<(), Errno>) + Send>;
+
+/// The ladder's upper half, and the replies that wait for it. Share it by `Arc`.
+pub struct Commit {
+    journal: Arc<Journal>,
+    state: Mutex<State>,
+    /// Wakes the thread that flushes.
+    wanted: Condvar,
+    durable: watch::Sender<u64>,
+    committed: watch::Sender<u64>,
+    asked: watch::Sender<u64>,
+    on_failure: OnFailure,
+}
+
+#[derive(Default)]
+struct State {
+    rule: AckRule,
+    marks: Marks,
+    /// Replies by the operation they wait for.
+    waiting: BTreeMap<u64, Vec<Waiter>>,
+    /// The highest operation that somebody waits for.
+    asked: u64,
+    /// Replies fail instead of waiting.
+    failing: bool,
+    ended: bool,
+}
+
+impl Commit {
+    /// Starts the thread that flushes the journal.
+    pub fn start(journal: Arc<Journal>, on_failure: OnFailure) -> std::io::Result<Arc<Self>> {
+        let durable = journal.durable();
+        let commit = Arc::new(Self {
+            journal,
+            state: Mutex::new(State { marks: Marks { durable, ..Marks::default() }, ..State::default() }),
+            wanted: Condvar::new(),
+            durable: watch::Sender::new(durable),
+            committed: watch::Sender::new(0),
+            asked: watch::Sender::new(0),
+            on_failure,
+        });
+        let flusher = Arc::clone(&commit);
+        std::thread::Builder::new().name("commit".into()).spawn(move || flusher.flush())?;
+        Ok(commit)
+    }
+
+    /// The rule for every reply from now on. Returns the highest operation acknowledged before.
+    pub fn set_rule(&self, rule: AckRule) -> u64 {
+        let mut state = self.state.lock();
+        let before = self.refresh(&mut state);
+        state.rule = rule;
+        self.settle(state);
+        before
+    }
+
+    /// The peer holds everything up to these marks, as it said over this connection.
+    pub fn peer_ack(&self, session: u64, received: u64, durable: u64) {
+        let mut state = self.state.lock();
+        let marks = &mut state.marks;
+        if marks.session == Some(session) {
+            marks.peer_received = marks.peer_received.max(received);
+            marks.peer_durable = marks.peer_durable.max(durable);
+        } else {
+            marks.session = Some(session);
+            (marks.peer_received, marks.peer_durable) = (received, durable);
+        }
+        self.settle(state);
+    }
+
+    /// Looks again at what waits: entitlement may have been renewed or have run out.
+    pub fn tick(&self) {
+        self.settle(self.state.lock());
+    }
+
+    /// The highest operation that was, or may at once be, acknowledged.
+    pub fn acknowledged(&self) -> u64 {
+        self.refresh(&mut self.state.lock())
+    }
+
+    /// Up to here nothing will be taken back: what the replicant may apply.
+    pub fn committed(&self) -> watch::Receiver<u64> {
+        self.committed.subscribe()
+    }
+
+    /// Tells the highest durable operation after each flush.
+    pub fn durable(&self) -> watch::Receiver<u64> {
+        self.durable.subscribe()
+    }
+
+    /// Tells the highest operation that somebody waits for: the peer is to flush up to it.
+    pub fn asked(&self) -> watch::Receiver<u64> {
+        self.asked.subscribe()
+    }
+
+    /// The marks as they are.
+    pub fn marks(&self) -> Marks {
+        self.state.lock().marks
+    }
+
+    /// Calls `reply` once everything up to `seq` may be acknowledged, perhaps at once, perhaps from another thread.
+    pub fn when_acknowledged(&self, seq: u64, reply: Waiter) {
+        let mut state = self.state.lock();
+        if state.failing || state.ended {
+            drop(state);
+            return reply(Err(Errno::IO));
+        }
+        if self.refresh(&mut state) >= seq {
+            drop(state);
+            return reply(Ok(()));
+        }
+        state.waiting.entry(seq).or_default().push(reply);
+        if seq > state.asked {
+            state.asked = seq;
+            self.asked.send_replace(seq);
+            self.wanted.notify_one();
+        }
+    }
+
+    /// Everybody who waits is told EIO, and so is everybody who comes, until `recover`.
+    pub fn fail(&self) {
+        let mut state = self.state.lock();
+        state.failing = true;
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        waiting.into_values().flatten().for_each(|reply| reply(Err(Errno::IO)));
+    }
+
+    /// Replies wait again.
+    pub fn recover(&self) {
+        self.state.lock().failing = false;
+    }
+
+    /// Ends the flushing thread; whoever still waits is told EIO.
+    pub fn end(&self) {
+        self.state.lock().ended = true;
+        self.wanted.notify_one();
+        self.fail();
+    }
+
+    /// Brings the marks up to date and returns what may be acknowledged.
+    fn refresh(&self, state: &mut State) -> u64 {
+        let now = u64::try_from(clock::monotonic().as_millis()).unwrap_or(u64::MAX);
+        if let AckRule::WithinLag { max_lag_bytes, .. } = state.rule {
+            state.marks.within_lag = self.within(state.marks.peer_durable, state.marks.durable, max_lag_bytes);
+        }
+        state.marks.acknowledged = acknowledged(state.rule, &state.marks, now);
+        state.marks.acknowledged
+    }
+
+    /// The highest operation such that the records after `from` up to it take no more than this many bytes.
+    fn within(&self, from: u64, durable: u64, bytes: u64) -> u64 {
+        if self.journal.bytes_between(from, durable) <= bytes {
+            return durable;
+        }
+        let (mut fits, mut exceeds) = (from, durable);
+        while exceeds - fits > 1 {
+            let middle = fits + (exceeds - fits) / 2;
+            if self.journal.bytes_between(from, middle) <= bytes { fits = middle } else { exceeds = middle }
+        }
+        fits
+    }
+
+    /// Answers everybody whose time has come, outside of the lock.
+    fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+        let reached = self.refresh(&mut state);
+        // Without a peer's word (Async), what is durable here will not be taken back by this member: its peer may show it.
+        let committed = match state.rule {
+            AckRule::WithinLag { .. } => state.marks.durable,
+            AckRule::Nothing | AckRule::WithPeer { .. } | AckRule::Alone { .. } => reached,
+        };
+        let later = state.waiting.split_off(&(reached + 1));
+        let ready = std::mem::replace(&mut state.waiting, later);
+        drop(state);
+        self.committed.send_if_modified(|mark| {
+            let grows = committed > *mark;
+            *mark = committed.max(*mark);
+            grows
+        });
+        ready.into_values().flatten().for_each(|reply| reply(Ok(())));
+    }
+
+    fn flush(&self) {
+        loop {
+            let mut state = self.state.lock();
+            while !state.ended && state.asked <= state.marks.durable {
+                let waited = self.wanted.wait_for(&mut state, LAZY_FLUSH);
+                if waited.timed_out() && self.journal.end().seq > state.marks.durable {
+                    break;
+                }
+                if waited.timed_out() {
+                    // Entitlement runs out by time alone.
+                    drop(state);
+                    self.tick();
+                    state = self.state.lock();
+                }
+            }
+            if state.ended {
+                return;
+            }
+            drop(state);
+            match self.journal.sync() {
+                Ok(durable) => {
+                    let mut state = self.state.lock();
+                    state.marks.durable = state.marks.durable.max(durable);
+                    self.settle(state);
+                    self.durable.send_replace(durable);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the journal cannot be made durable; this process acknowledges nothing more");
+                    self.state.lock().ended = true;
+                    self.fail();
+                    (self.on_failure)();
+                    return;
+                }
+            }
+        }
+    }
+}
