@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a scenario says what it expects by panicking
 
 mod applications;
+mod ground;
 mod hp;
 mod ibm;
 mod outages;
@@ -76,7 +77,7 @@ fn main() -> ExitCode {
 }
 
 fn all() -> impl Iterator<Item = Case> {
-    [refusals::CASES, tt::CASES, sdb::CASES, ibm::CASES, hp::CASES, outages::CASES, applications::CASES]
+    [ground::CASES, refusals::CASES, tt::CASES, sdb::CASES, ibm::CASES, hp::CASES, outages::CASES, applications::CASES]
         .into_iter()
         .flatten()
         .copied()
