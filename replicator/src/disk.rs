@@ -87,20 +87,29 @@ pub fn create_folder(path: &Path) -> io::Result<()> {
     }
 }
 
-/// A new file whose space is already taken and written with zeros.
-/// Without taking it: records could fail half way for want of space. Without the zeros: each sync of a record would also
-/// have to log the conversion of its blocks, which costs about as much as the sync itself.
+/// A new file whose space is already taken, at once.
+/// Without taking it: records could fail half way for want of space.
 pub fn create_with_room(path: &Path, bytes: u64) -> io::Result<File> {
     trouble::check("create_with_room")?;
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
-        // A file system that cannot reserve takes the space when the zeros are written.
-        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
-        Err(error) => {
-            std::fs::remove_file(path)?;
-            return Err(error.into());
-        }
+    let taken = match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        Ok(()) => Ok(()),
+        // A file system that cannot reserve takes the space when something is written.
+        Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(&file, 0, bytes).and_then(|()| sync_file(&file)),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = taken {
+        std::fs::remove_file(path)?;
+        return Err(error);
     }
+    Ok(file)
+}
+
+/// The same, and written with zeros: takes as long as writing it does.
+/// Without the zeros each sync of a record would also have to log the conversion of its blocks, which costs about as much
+/// as the sync itself; without the sync the first record's sync would wait for all the zeros.
+pub fn create_with_zeros(path: &Path, bytes: u64) -> io::Result<File> {
+    let file = create_with_room(path, bytes)?;
     if let Err(error) = write_zeros(&file, 0, bytes).and_then(|()| sync_file(&file)) {
         std::fs::remove_file(path)?;
         return Err(error);
@@ -108,7 +117,7 @@ pub fn create_with_room(path: &Path, bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Overwrites a range with zeros, as data and not as a hole, for the reason given at [`create_with_room`].
+/// Overwrites a range with zeros, as data and not as a hole, for the reason given at [`create_with_zeros`].
 pub fn write_zeros(file: &File, from: u64, to: u64) -> io::Result<()> {
     const ZEROS: [u8; 256 << 10] = [0; 256 << 10];
     let mut at = from;

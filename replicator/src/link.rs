@@ -435,6 +435,15 @@ impl LinkHandle {
         }
     }
 
+    /// Ends when the connection does; at once if it has.
+    pub async fn gone(&self, session: u64) {
+        let Ok(session) = self.session(session) else { return };
+        let mut close = session.close.subscribe();
+        drop(session);
+        // An error means that the connection's last holder is gone, and it with it.
+        close.wait_for(Option::is_some).await.map_or((), drop);
+    }
+
     /// What the peer's host says to a connection right now.
     pub async fn probe(&self) -> (Evidence, String) {
         probe(&self.shared.settings.peer, self.shared.settings.interval).await

@@ -212,6 +212,8 @@ async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &S
     let mut appended = journal.appended();
     let mut next = shipping.from;
     let (mut asked, mut told) = (0, 0);
+    let gone = link.gone(shipping.session);
+    tokio::pin!(gone);
     while !state.stop.load(Ordering::Acquire) {
         if let Some(why) = state.false_ack.lock().take() {
             return Err(why);
@@ -274,6 +276,7 @@ async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &S
         tokio::select! {
             changed = appended.changed() => if changed.is_err() { return Ok(()) },
             () = state.wake.notified() => {}
+            () = &mut gone => return Err(Ended::Gone),
             () = tokio::time::sleep(NEWS), if news => {
                 told = state.committed.load(Ordering::Acquire);
                 let header = RecordsHeader { committed: told, ..header };

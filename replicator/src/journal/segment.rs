@@ -210,8 +210,6 @@ pub(super) struct Room {
 
 struct Prepared {
     ready: Mutex<Vec<PathBuf>>,
-    /// Held while a file is prepared, so that whoever needs one at once waits for it instead of making a second.
-    making: Mutex<()>,
     asked: AtomicBool,
     names: AtomicU64,
 }
@@ -237,7 +235,6 @@ impl Room {
         }
         let shared = Arc::new(Prepared {
             ready: Mutex::new(ready),
-            making: Mutex::new(()),
             asked: AtomicBool::new(false),
             names: AtomicU64::new(names),
         });
@@ -247,7 +244,7 @@ impl Room {
             .name("journal-room".into())
             .spawn(move || {
                 while requests.recv().is_ok() {
-                    if let Err(error) = worker.make(&place, bytes) {
+                    if let Err(error) = worker.prepare(&place, bytes) {
                         // Not final: the append that needs the room tries again and reports it.
                         tracing::warn!(%error, "prepare journal segment");
                     }
@@ -277,9 +274,16 @@ impl Room {
             Some(libc::ENOSPC | libc::EDQUOT) => JournalError::Full(error),
             _ => JournalError::Io { step: "prepare journal segment", source: error },
         };
-        self.shared.make(&self.folder, self.bytes).map_err(full)?;
-        let prepared = self.shared.ready.lock().pop();
-        let prepared = prepared.ok_or_else(|| full(io::Error::from_raw_os_error(libc::ENOSPC)))?;
+        let ready = self.shared.ready.lock().pop();
+        let prepared = match ready {
+            Some(prepared) => prepared,
+            // Faster than the preparing thread: room without zeros will do, for its syncs are slower but nobody waits now.
+            None => {
+                let prepared = self.shared.name(&self.folder);
+                disk::create_with_room(&prepared, self.bytes).map_err(full)?;
+                prepared
+            }
+        };
         let file =
             OpenOptions::new().read(true).write(true).open(&prepared).map_err(io_error("open prepared segment"))?;
         let tag = fresh_tag();
@@ -311,14 +315,13 @@ impl Prepared {
     }
 
     /// Makes a file ready if none is.
-    fn make(&self, folder: &Path, bytes: u64) -> io::Result<()> {
-        let _one_at_a_time = self.making.lock();
+    fn prepare(&self, folder: &Path, bytes: u64) -> io::Result<()> {
         if !self.ready.lock().is_empty() {
             return Ok(());
         }
         let prepared = self.name(folder);
         let half = prepared.with_extension("half");
-        disk::create_with_room(&half, bytes)?;
+        disk::create_with_zeros(&half, bytes)?;
         disk::name_segment(&half, &prepared)?;
         self.ready.lock().push(prepared);
         Ok(())

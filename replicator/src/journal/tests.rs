@@ -381,7 +381,7 @@ fn journal_speed() {
     time("append 1 MiB", 100, &|| {
         journal.append(1, Stamp::default(), &op).unwrap();
     });
-    let file = disk::create_with_room(&folder.path().join("native"), 32 << 20).unwrap();
+    let file = disk::create_with_zeros(&folder.path().join("native"), 32 << 20).unwrap();
     time("native pwrite 4 KiB + fdatasync", 2000, &|| {
         disk::write_entry(&file, 8192, &[&data]).unwrap();
         disk::sync_journal(&file).unwrap();
