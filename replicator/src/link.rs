@@ -440,8 +440,11 @@ impl LinkHandle {
         let Ok(session) = self.session(session) else { return };
         let mut close = session.close.subscribe();
         drop(session);
-        // An error means that the connection's last holder is gone, and it with it.
-        close.wait_for(Option::is_some).await.map_or((), drop);
+        while close.borrow_and_update().is_none() {
+            if close.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// What the peer's host says to a connection right now.
