@@ -7,7 +7,65 @@ use std::time::{Duration, Instant};
 use tandem_tests::cluster::trouble::Keeps;
 use tandem_tests::pair::{Pair, Wishes};
 
-pub(crate) const CASES: &[Case] = &[("postgresql_is_taken_over", postgresql)];
+pub(crate) const CASES: &[Case] = &[
+    ("postgresql_is_taken_over", postgresql),
+    ("sqlite_wal_is_taken_over", |stage| sqlite(stage, "wal")),
+    ("sqlite_rollback_journal_is_taken_over", |stage| sqlite(stage, "delete")),
+];
+
+/// SQLite in one of its journal modes, its process killed with its node in the middle of its work.
+fn sqlite(stage: &Stage<'_>, mode: &str) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    let mut talk = pair.converse()?;
+    let insert = |talk: &mut tandem_tests::judge::Conversation, k: u64| {
+        talk.ask(&format!("insert {mode} {k}")).is_ok_and(|answer| answer.starts_with("ok"))
+    };
+    let mut acknowledged: Vec<u64> = Vec::new();
+    for k in 0..100 {
+        ensure!(insert(&mut talk, k), "row {k} was not taken");
+        acknowledged.push(k);
+    }
+    let writer = {
+        let mode = mode.to_string();
+        std::thread::spawn(move || {
+            let mut more = Vec::new();
+            for k in 100.. {
+                match talk.ask(&format!("insert {mode} {k}")) {
+                    Ok(answer) if answer.starts_with("ok") => more.push(k),
+                    _ => break,
+                }
+            }
+            more
+        })
+    };
+    std::thread::sleep(Duration::from_secs(1));
+    let node = stage.cluster.node("n1")?;
+    node.kill(Keeps::OnlySynced)?;
+    acknowledged.extend(writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?);
+    pair.wait_active("b")?;
+    let mut talk = pair.converse()?;
+    let next = acknowledged.len() as u64 + 10;
+    ensure!(insert(&mut talk, next), "the new master's database takes no rows");
+    acknowledged.push(next);
+    let rows: Vec<u64> = talk
+        .ask_all(&format!("rows {mode}"))?
+        .iter()
+        .filter_map(|line| line.strip_prefix("row ")?.parse().ok())
+        .collect();
+    let lost: Vec<&u64> = acknowledged.iter().filter(|k| rows.binary_search(k).is_err()).collect();
+    ensure!(
+        lost.is_empty(),
+        "of {} acknowledged rows {} are lost, the first {:?}",
+        acknowledged.len(),
+        lost.len(),
+        lost.first()
+    );
+    println!("  {} rows acknowledged with journal mode {mode}, none lost", acknowledged.len());
+    node.start()?;
+    pair.wait_in_sync("b")?;
+    pair.wait_equal()
+}
 
 fn postgresql(stage: &Stage<'_>) -> Result<()> {
     let wishes = Wishes {

@@ -13,6 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     ("ground_links_are_cut_one_way_and_healed", links),
     ("ground_processes_stand_still_and_end", processes),
     ("ground_a_volume_fills_up", fills),
+    ("ground_applications_run", applications),
     ("ground_the_api_goes_and_comes", api),
 ];
 
@@ -139,6 +140,25 @@ fn fills(stage: &Stage<'_>) -> Result<()> {
     plain.node.free_volume(&plain.volume)?;
     let answer = plain.ask("put large 1000000")?;
     ensure!(answer.starts_with("ok"), "{answer}");
+    Ok(())
+}
+
+fn applications(stage: &Stage<'_>) -> Result<()> {
+    let plain = Plain::start(stage)?;
+    let mut talk = Conversation::open(&plain.get("service", "{.spec.clusterIP}")?, LIMIT)?;
+    for mode in ["wal", "delete"] {
+        for k in 0..3 {
+            let answer = talk.ask(&format!("insert {mode} {k}"))?;
+            ensure!(answer.starts_with("ok"), "{answer}");
+        }
+        let rows = talk.ask_all(&format!("rows {mode}"))?;
+        ensure!(rows == ["row 0", "row 1", "row 2"], "{rows:?}");
+    }
+    plain.node.slow_link(Some(8))?;
+    let began = Instant::now();
+    ensure!(talk.ask_all("list")?.is_empty(), "files from nowhere");
+    plain.node.slow_link(None)?;
+    ensure!(began.elapsed() < LIMIT, "a slow link is no cut one");
     Ok(())
 }
 

@@ -4,13 +4,14 @@ use crate::{Case, Stage};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::time::Duration;
-use tandem_tests::cluster::trouble::{Cut, From};
+use tandem_tests::cluster::trouble::{Cut, From, Keeps};
 use tandem_tests::pair::{PATIENCE, Pair, Wishes};
 
 pub(crate) const CASES: &[Case] = &[
     ("hp_2_write_order", write_order),
     ("hp_4_blip", blip),
     ("hp_6_manual_mode", manual_mode),
+    ("hp_7_not_while_mirroring", not_while_mirroring),
     ("hp_9_restart_of_the_replicant", restart_of_the_replicant),
 ];
 
@@ -55,7 +56,7 @@ fn write_order(stage: &Stage<'_>) -> Result<()> {
 fn blip(stage: &Stage<'_>) -> Result<()> {
     let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
     pair.wait_in_sync("a")?;
-    let (epoch, copied) = (pair.epoch()?, pair.report("b")?["netcopy"]["id"].clone());
+    let (epoch, copied) = (pair.epoch()?, pair.last_copy()?);
     let load = pair.load(2, 100)?;
     let node = stage.cluster.node("n2")?;
     let container = pair.container("b", "replicator")?;
@@ -68,7 +69,7 @@ fn blip(stage: &Stage<'_>) -> Result<()> {
     let history = load.finish();
     history.judge(&pair.records()?).clean()?;
     ensure!(pair.epoch()? == epoch, "the epoch went from {epoch} to {}", pair.epoch()?);
-    ensure!(pair.report("b")?["netcopy"]["id"] == copied, "a blip caused a copy");
+    ensure!(pair.last_copy()? == copied, "a blip caused a copy");
     Ok(())
 }
 
@@ -107,16 +108,47 @@ fn manual_mode(stage: &Stage<'_>) -> Result<()> {
     pair.wait_in_sync("b")
 }
 
+/// The master dies while its first copy is on the way: half a copy never leads.
+fn not_while_mirroring(stage: &Stage<'_>) -> Result<()> {
+    let cluster = stage.cluster;
+    cluster.kubectl(&["cordon", "n2"])?;
+    let pair = Pair::apply(cluster, stage.namespace, "orders", &Wishes { mebibytes: 1024, ..Wishes::default() })?;
+    pair.wait_active("a")?;
+    let mut talk = pair.converse()?;
+    for number in 0..60 {
+        let answer = talk.ask(&format!("put f{number} 2000000"))?;
+        ensure!(answer.starts_with("ok"), "{answer}");
+    }
+    let wanted = super::sdb::sorted(talk.ask_all("list")?);
+    let node = cluster.node("n1")?;
+    node.slow_link(Some(16))?;
+    cluster.kubectl(&["uncordon", "n2"])?;
+    pair.wait(PATIENCE, "the copy to be on its way", |pair| {
+        Ok(pair.status()?["netcopy"]["bytesDone"].as_u64().unwrap_or(0) > 10_000_000)
+    })?;
+    pair.wait(PATIENCE, "the half copy to be named", |pair| {
+        Ok(pair.condition("FailoverReady")? == ("False".into(), "TargetDataIncomplete".into()))
+    })?;
+    node.kill(Keeps::OnlySynced)?;
+    std::thread::sleep(Duration::from_secs(15));
+    let state = pair.state("b")?;
+    node.start()?;
+    ensure!(!state.starts_with("Primary"), "half a copy was promoted: {state}");
+    pair.wait_in_sync("a")?;
+    ensure!(super::sdb::sorted(pair.converse()?.ask_all("list")?) == wanted, "files changed");
+    pair.wait_equal()
+}
+
 fn restart_of_the_replicant(stage: &Stage<'_>) -> Result<()> {
     let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
     pair.wait_in_sync("a")?;
-    let copied = pair.report("b")?["netcopy"]["id"].clone();
+    let copied = pair.last_copy()?;
     let load = pair.load(2, 100)?;
     load.progress(50, PATIENCE)?;
     pair.kubectl(&["delete", "pod", "orders-b-0", "--wait=true"])?;
     load.progress(50, PATIENCE)?;
     pair.wait_in_sync("a")?;
-    ensure!(pair.report("b")?["netcopy"]["id"] == copied, "a clean restart caused a copy");
+    ensure!(pair.last_copy()? == copied, "a clean restart caused a copy");
     let uid = pair.pod("b")?["metadata"]["uid"].as_str().unwrap_or_default().to_string();
     stage.cluster.node("n2")?.kill_pod(&uid)?;
     load.progress(50, PATIENCE)?;

@@ -67,6 +67,7 @@ fn round_trip(stage: &Stage<'_>) -> Result<()> {
     println!("  write outage of the way home {:.2} s", second.outage(asked).as_secs_f64());
     ensure!(second.reigns() == ["orders-b-0", "orders-a-0"], "{:?}", second.reigns());
     ensure!(super::sdb::sorted(pair.converse()?.ask_all("list")?) == wanted, "the files differ after the way home");
+    pair.wait_equal()?;
     pair.wait_condition("FailedOver", "False")?;
     let epoch = pair.epoch()?;
     pair.annotate("failback", "t1")?;

@@ -62,8 +62,8 @@ fn main() -> ExitCode {
             Err(error) => {
                 println!("{name} FAILED ({seconds:.1} s): {error:#}");
                 failed.push(name);
-                if let Err(error) = mend(&cluster) {
-                    println!("the cluster could not be mended: {error:#}");
+                if let Err(error) = cluster.restore() {
+                    println!("the cluster could not be restored: {error:#}");
                     break;
                 }
             }
@@ -89,21 +89,6 @@ fn whole_again(cluster: &Cluster) -> Result<()> {
         if !node.is_up() {
             bail!("the scenario left node {} down", node.name);
         }
-    }
-    Ok(())
-}
-
-/// After a failure: nodes boot, links come up, the API server runs, nothing is cordoned.
-fn mend(cluster: &Cluster) -> Result<()> {
-    if cluster.kubectl(&["get", "--raw", "/readyz"]).is_err() {
-        cluster.resume_api_server()?;
-    }
-    for node in cluster.nodes()? {
-        node.set_link(true).ok();
-        if !node.is_up() {
-            node.start()?;
-        }
-        cluster.kubectl(&["uncordon", &node.name])?;
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use tandem_tests::pair::{PATIENCE, Pair, Wishes};
 pub(crate) const CASES: &[Case] = &[
     ("max_availability_under_trouble", |stage| under_trouble(stage, "MaxAvailability")),
     ("max_protection_under_trouble", |stage| under_trouble(stage, "MaxProtection")),
+    ("async_loses_no_more_than_allowed", async_loses_little),
     ("failover_without_an_operator", without_an_operator),
     ("two_minutes_without_the_api", without_the_api),
     ("drain_of_the_masters_node", drain),
@@ -61,7 +62,39 @@ fn under_trouble(stage: &Stage<'_>, protection: &str) -> Result<()> {
         verdict.refused,
         history.reigns()
     );
-    verdict.clean()
+    verdict.clean()?;
+    pair.wait_equal()
+}
+
+/// With `Async` a dying master may take something along, but never more than was allowed, and only from the end.
+fn async_loses_little(stage: &Stage<'_>) -> Result<()> {
+    const ALLOWED: usize = 65_536;
+    let wishes = Wishes::spec(json!({"replication": {"protection": "Async", "maxLagBytes": ALLOWED}}));
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &wishes)?;
+    pair.wait_in_sync("a")?;
+    let load = pair.load(1, 0)?;
+    load.progress(500, PATIENCE)?;
+    let node = stage.cluster.node("n1")?;
+    node.kill(Keeps::OnlySynced)?;
+    pair.wait_active("b")?;
+    load.progress(100, PATIENCE)?;
+    let history = load.finish();
+    let verdict = history.judge(&pair.records()?);
+    ensure!(verdict.wrong.is_empty(), "{:?}", verdict.wrong);
+    // A record is at least a line in its file; what the journal keeps of it is longer.
+    ensure!(verdict.lost.len() * 8 <= ALLOWED, "{} acknowledged records are lost", verdict.lost.len());
+    let first_of_b =
+        history.acknowledged().find(|(_, pod)| *pod == "orders-b-0").map_or(u64::MAX, |(event, _)| event.k);
+    let from_the_end = verdict.lost.windows(2).all(|pair| pair[1].1 == pair[0].1 + 1);
+    ensure!(
+        from_the_end && verdict.lost.iter().all(|(_, k)| *k < first_of_b),
+        "lost from the middle: {:?}",
+        verdict.lost
+    );
+    println!("  {} of {} acknowledged records lost, as Async allows", verdict.lost.len(), verdict.acknowledged);
+    node.start()?;
+    pair.wait_in_sync("b")?;
+    pair.wait_equal()
 }
 
 pub(crate) fn other(member: &str) -> &'static str {

@@ -4,11 +4,13 @@ use crate::{Case, Stage};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::time::{Duration, Instant};
+use tandem_tests::cluster::trouble::{Cut, From};
 use tandem_tests::pair::{PATIENCE, Pair, Wishes};
 
 pub(crate) const CASES: &[Case] = &[
     ("sdb_1_new_secondary", new_secondary),
     ("sdb_2_writes_go_on", writes_go_on),
+    ("sdb_3_terminal_state_always", terminal_state_always),
     ("sdb_10_catch_up_not_copy", catch_up_not_copy),
     ("sdb_14_switchover", switchover),
     ("sdb_15_both_return", both_return),
@@ -23,7 +25,9 @@ fn new_secondary(stage: &Stage<'_>) -> Result<()> {
     let load = pair.load(2, 0)?;
     load.progress(200, PATIENCE)?;
     let history = load.finish();
-    history.judge(&pair.records()?).clean()
+    history.judge(&pair.records()?).clean()?;
+    pair.last_copy()?;
+    pair.wait_equal()
 }
 
 fn writes_go_on(stage: &Stage<'_>) -> Result<()> {
@@ -58,10 +62,42 @@ fn writes_go_on(stage: &Stage<'_>) -> Result<()> {
     history.judge(&pair.records()?).clean()
 }
 
+/// A copy that is cut ends as failed, is told about, and is tried again.
+fn terminal_state_always(stage: &Stage<'_>) -> Result<()> {
+    let cluster = stage.cluster;
+    cluster.kubectl(&["cordon", "n2"])?;
+    let wishes = Wishes { mebibytes: 1024, ..Wishes::spec(json!({"bootstrap": {"stallTimeoutSeconds": 10}})) };
+    let pair = Pair::apply(cluster, stage.namespace, "orders", &wishes)?;
+    pair.wait_active("a")?;
+    let mut talk = pair.converse()?;
+    for number in 0..60 {
+        let answer = talk.ask(&format!("put f{number} 2000000"))?;
+        ensure!(answer.starts_with("ok"), "{answer}");
+    }
+    let node = cluster.node("n1")?;
+    // Two minutes at this rate: the copy is surely on its way when the link is cut.
+    node.slow_link(Some(8))?;
+    cluster.kubectl(&["uncordon", "n2"])?;
+    pair.wait(PATIENCE, "the copy to be on its way", |pair| {
+        Ok(pair.status()?["netcopy"]["bytesDone"].as_u64().unwrap_or(0) > 2_000_000)
+    })?;
+    let container = pair.container("b", "replicator")?;
+    let other = cluster.node("n2")?;
+    other.cut(&container, &Cut::both(From::Port(7470)))?;
+    pair.wait(Duration::from_secs(60), "the copy to count as failed", |pair| {
+        Ok(pair.status()?["netcopy"]["phase"] == "Failed" && pair.has_event("NetcopyFailed")?)
+    })?;
+    ensure!(pair.condition("InSync")?.0 != "True", "half a copy counts as a copy");
+    node.slow_link(None)?;
+    other.heal(&container)?;
+    pair.wait_in_sync("a")?;
+    pair.wait_equal()
+}
+
 fn catch_up_not_copy(stage: &Stage<'_>) -> Result<()> {
     let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
     pair.wait_in_sync("a")?;
-    let copied = pair.report("b")?["netcopy"]["id"].clone();
+    let copied = pair.last_copy()?;
     let load = pair.load(2, 50)?;
     let node = stage.cluster.node("n2")?;
     node.freeze_pod(pair.pod("b")?["metadata"]["uid"].as_str().unwrap_or_default(), true)?;
@@ -69,7 +105,7 @@ fn catch_up_not_copy(stage: &Stage<'_>) -> Result<()> {
     load.progress(200, PATIENCE)?;
     node.freeze_pod(pair.pod("b")?["metadata"]["uid"].as_str().unwrap_or_default(), false)?;
     pair.wait_in_sync("a")?;
-    ensure!(pair.report("b")?["netcopy"]["id"] == copied, "a copy was made where catching up would have done");
+    ensure!(pair.last_copy()? == copied, "a copy was made where catching up would have done");
     let history = load.finish();
     history.judge(&pair.records()?).clean()?;
     ensure!(history.reigns().len() == 1, "the leader changed");

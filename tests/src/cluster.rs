@@ -387,7 +387,7 @@ impl Cluster {
         self.start("control", "apiserver", &command).map(drop)
     }
 
-    fn wait_for_nodes(&self) -> Result<()> {
+    pub(crate) fn wait_for_nodes(&self) -> Result<()> {
         let count = self.nodes()?.len();
         let ready = "jsonpath={range .items[*]}{.status.conditions[?(@.type=='Ready')].status}{'\\n'}{end}";
         wait(Duration::from_secs(60), "nodes to be ready", || {
@@ -546,7 +546,7 @@ pub(crate) mod cgroup {
     }
 
     /// Thaws the group and everything below it: a frozen process cannot even be killed.
-    fn thaw_all(group: &str) {
+    pub(crate) fn thaw_all(group: &str) {
         let mut open = vec![place(group)];
         while let Some(folder) = open.pop() {
             let file = folder.join(if unified() { "cgroup.freeze" } else { "freezer.state" });

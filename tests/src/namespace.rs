@@ -23,6 +23,8 @@ pub fn with_namespace(cluster: &Cluster, name: &str, test: impl FnOnce(&str) -> 
     });
     if result.is_err() {
         eprintln!("{}", everything(cluster, &namespace));
+        // Nothing ends well on a node that is down.
+        cluster.restore().context("restore the cluster")?;
     }
     if std::env::var_os("KEEP_NAMESPACE").is_none() {
         put_away(cluster, &namespace).with_context(|| format!("remove namespace {namespace}"))?;

@@ -5,6 +5,10 @@ use crate::judge::{Conversation, Load};
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -304,12 +308,88 @@ impl Pair {
         Ok(statuses.map(|status| status["restartCount"].as_u64().unwrap_or_default()).sum())
     }
 
+    /// Which copy to the replicant was the last one: another id means that everything was copied again.
+    pub fn last_copy(&self) -> Result<String> {
+        let id = self.status()?["netcopy"]["id"].as_str().unwrap_or_default().to_string();
+        if id.is_empty() { bail!("the status names no copy") } else { Ok(id) }
+    }
+
+    /// A member's files on its own volume: kind, rights, owner and content, by path, without what Tandem keeps for itself.
+    pub fn files(&self, member: &str) -> Result<BTreeMap<String, String>> {
+        let node = self.cluster.node(if member == "a" { "n1" } else { "n2" })?;
+        let mut found = BTreeMap::new();
+        describe(&node.path(&format!("/mnt/{}", self.volume(member)))?, "", &mut found)?;
+        Ok(found)
+    }
+
+    /// Waits until both members' volumes hold the same files, and says what differs if they never do. Nobody may write.
+    pub fn wait_equal(&self) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let (a, b) = (self.files("a")?, self.files("b")?);
+            if a == b {
+                return Ok(());
+            }
+            if started.elapsed() > Duration::from_secs(30) {
+                let names: BTreeSet<&String> =
+                    a.keys().chain(b.keys()).filter(|name| a.get(*name) != b.get(*name)).collect();
+                let some =
+                    names.iter().take(10).map(|name| format!("{name}: a {:?}, b {:?}", a.get(*name), b.get(*name)));
+                bail!("{} files differ: {}", names.len(), some.collect::<Vec<_>>().join("; "));
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
     /// Whether an Event with this reason was recorded about anything of the pair.
     pub fn has_event(&self, reason: &str) -> Result<bool> {
         let events: Value = serde_json::from_str(&self.kubectl(&["get", "events", "-o", "json"])?)?;
         let events = events["items"].as_array().cloned().unwrap_or_default();
         Ok(events.iter().any(|event| event["reason"] == reason))
     }
+}
+
+fn describe(folder: &Path, prefix: &str, found: &mut BTreeMap<String, String>) -> Result<()> {
+    for entry in std::fs::read_dir(folder).with_context(|| format!("list {}", folder.display()))? {
+        let entry = entry.context("list a folder")?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if prefix.is_empty() && (name == ".tandem" || name == "lost+found") {
+            continue;
+        }
+        let path = entry.path();
+        let status = match std::fs::symlink_metadata(&path) {
+            Ok(status) => status,
+            // It went away between the listing and the look: the application is alive.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).context("look at a file"),
+        };
+        let kind = status.file_type();
+        let what = if kind.is_dir() {
+            "folder".to_string()
+        } else if kind.is_symlink() {
+            format!("link to {}", std::fs::read_link(&path).context("read a link")?.display())
+        } else if kind.is_file() {
+            let hash = Sha256::digest(std::fs::read(&path).context("read a file")?);
+            format!(
+                "{} bytes {}",
+                status.len(),
+                hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>()
+            )
+        } else if kind.is_fifo() {
+            "fifo".to_string()
+        } else {
+            "other".to_string()
+        };
+        let place = format!("{prefix}/{name}");
+        found.insert(
+            place.clone(),
+            format!("{what} {:o} {}:{}", status.permissions().mode() & 0o7777, status.uid(), status.gid()),
+        );
+        if kind.is_dir() {
+            describe(&path, &place, found)?;
+        }
+    }
+    Ok(())
 }
 
 /// Lays `over` on `base`, object by object.

@@ -8,6 +8,8 @@
 //! remove NAME       -> ok NAME 0 POD       the file is unlinked and the folder fsynced
 //! read              -> record CLIENT K ... end
 //! list              -> file NAME BYTES DIGEST ... end
+//! insert MODE K     -> ok MODE K POD       K is a row of an SQLite database with this journal mode (wal, delete)
+//! rows MODE         -> row K ... end       after SQLite's own check of its file
 //! who               -> ok POD 0 POD
 //! ```
 //! What fails is answered by `error` and the reason; what was asked for may then have happened or not.
@@ -112,8 +114,48 @@ fn answer(state: &State, line: &str, out: &mut impl Write) -> io::Result<()> {
             }
             writeln!(out, "end")
         }
+        ["insert", mode, k] => {
+            let number: u64 = k.parse().map_err(io::Error::other)?;
+            sqlite(&state.folder, plain(mode)?, &format!("insert into ledger values ({number});"))?;
+            writeln!(out, "ok {mode} {k} {}", state.pod)
+        }
+        ["rows", mode] => {
+            let check = sqlite(&state.folder, plain(mode)?, "pragma integrity_check;")?;
+            if check.lines().last() != Some("ok") {
+                return Err(io::Error::other(format!("integrity_check: {}", check.replace('\n', "; "))));
+            }
+            for k in sqlite(&state.folder, plain(mode)?, "select k from ledger order by k;")?.lines() {
+                writeln!(out, "row {k}")?;
+            }
+            writeln!(out, "end")
+        }
         ["who"] => writeln!(out, "ok {} 0 {}", state.pod, state.pod),
         _ => Err(io::Error::other("not understood")),
+    }
+}
+
+/// Runs statements with SQLite's own program, on the database for a journal mode. Nothing but the statements' answer is
+/// returned: what the pragmas say goes elsewhere.
+fn sqlite(folder: &Path, mode: &str, statements: &str) -> io::Result<String> {
+    let script = format!(
+        ".timeout 5000\n.output /dev/null\npragma journal_mode={mode};\npragma synchronous=full;\n\
+         create table if not exists ledger (k integer primary key);\n.output\n{statements}\n"
+    );
+    let mut child = std::process::Command::new("/usr/bin/sqlite3")
+        .arg("-bail")
+        .arg(folder.join(format!("{mode}.db")))
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()?;
+    if let Some(mut input) = child.stdin.take() {
+        input.write_all(script.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    if output.status.success() {
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    } else {
+        Err(io::Error::other(String::from_utf8_lossy(&output.stderr).replace('\n', "; ")))
     }
 }
 

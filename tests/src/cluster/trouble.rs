@@ -52,6 +52,28 @@ impl Node {
         shell::sh("ip", &["link", "set", &self.link(), if up { "up" } else { "down" }]).map(drop)
     }
 
+    /// Lets the node send only so many megabits in a second, or as much as it can.
+    pub fn slow_link(&self, megabits: Option<u32>) -> Result<()> {
+        let rate = megabits.map(|megabits| format!("{megabits}mbit"));
+        match &rate {
+            Some(rate) => {
+                let mut command = self.command("tc")?;
+                command.args([
+                    "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "64kb", "latency", "200ms",
+                ]);
+                shell::run(&mut command).map(drop)
+            }
+            None => {
+                let there = shell::run(self.command("tc")?.args(["qdisc", "show", "dev", "eth0"]))?.contains("tbf");
+                if there {
+                    shell::run(self.command("tc")?.args(["qdisc", "delete", "dev", "eth0", "root"])).map(drop)
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+
     /// The processes of one container, whose id is the `containerID` of the pod's status.
     pub fn container_processes(&self, container: &str) -> Result<Vec<Pid>> {
         let found = cgroup::processes(&self.container_group(container)?);
@@ -240,6 +262,24 @@ impl Cut {
 }
 
 impl Cluster {
+    /// Ends all trouble: the API server runs, nodes are booted, thawed, linked, ready and take pods.
+    pub fn restore(&self) -> Result<()> {
+        if self.process("apiserver").is_err() && !self.nodes()?.is_empty() {
+            self.resume_api_server()?;
+        }
+        for node in self.nodes()? {
+            if node.is_up() {
+                cgroup::thaw_all(&node.group());
+                node.set_link(true)?;
+                node.slow_link(None)?;
+            } else {
+                node.start()?;
+            }
+            self.kubectl(&["uncordon", &node.name])?;
+        }
+        self.wait_for_nodes()
+    }
+
     pub fn stop_api_server(&self) -> Result<()> {
         let id = self.process("apiserver")?;
         let id = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process id")?;
