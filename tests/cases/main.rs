@@ -89,6 +89,11 @@ fn whole_again(cluster: &Cluster) -> Result<()> {
         if !node.is_up() {
             bail!("the scenario left node {} down", node.name);
         }
+        // Every pod of the scenario is gone, so no mount of theirs may be left.
+        let mounts = node.fuse_mounts()?;
+        if !mounts.is_empty() {
+            bail!("the scenario left mounts on {}: {mounts:?}", node.name);
+        }
     }
     Ok(())
 }

@@ -26,10 +26,20 @@ pub fn with_namespace(cluster: &Cluster, name: &str, test: impl FnOnce(&str) -> 
         // Nothing ends well on a node that is down.
         cluster.restore().context("restore the cluster")?;
     }
-    if std::env::var_os("KEEP_NAMESPACE").is_none() {
-        put_away(cluster, &namespace).with_context(|| format!("remove namespace {namespace}"))?;
+    if std::env::var_os("KEEP_NAMESPACE").is_some() {
+        return result;
     }
-    result
+    let put_away = put_away(cluster, &namespace).with_context(|| format!("remove namespace {namespace}"));
+    match (result, put_away) {
+        (Ok(()), Ok(())) => Ok(()),
+        (Ok(()), Err(error)) => {
+            // A pod that does not end is a failure of its own.
+            eprintln!("{}", everything(cluster, &namespace));
+            Err(error)
+        }
+        (Err(error), Ok(())) => Err(error),
+        (Err(error), Err(stuck)) => Err(error.context(format!("{stuck:#}; and before that"))),
+    }
 }
 
 /// The namespace, and the volumes that were made for it.

@@ -54,6 +54,19 @@ impl Node {
         Ok(PathBuf::from(format!("/proc/{}/root{inside}", self.keeper()?)))
     }
 
+    /// Where FUSE file systems are mounted in the node.
+    pub fn fuse_mounts(&self) -> Result<Vec<String>> {
+        let text =
+            fs::read_to_string(format!("/proc/{}/mountinfo", self.keeper()?)).context("read the node's mounts")?;
+        let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        // The kind follows a lone dash; how many words stand before it differs.
+        let found = words.filter(|words| {
+            let kind = words.iter().position(|word| *word == "-").and_then(|dash| words.get(dash + 1));
+            kind.is_some_and(|kind| *kind == "fuse" || kind.starts_with("fuse."))
+        });
+        Ok(found.filter_map(|words| words.get(4).map(ToString::to_string)).collect())
+    }
+
     /// A command that runs inside the node.
     pub fn command(&self, program: &str) -> Result<Command> {
         let keeper = self.keeper()?;
