@@ -4,6 +4,9 @@
 //! capture -> journal -> ship ==link==> journal -> apply -> ack ==link==> (journal may forget)
 //! ```
 
+pub mod settings;
+
+pub mod api;
 pub mod apply;
 pub mod aside;
 pub mod capture;
@@ -11,14 +14,19 @@ pub mod checkpoint;
 pub mod clock;
 pub mod commit;
 pub mod disk;
+pub mod doorkeeper;
 pub mod handover;
+pub mod health;
+pub mod identity;
 pub mod journal;
 pub mod link;
 pub mod manifest;
+pub mod metrics;
 pub mod netcopy;
 pub mod op;
 pub mod receive;
 pub mod redo;
 pub mod ship;
 pub mod supervise;
+pub mod telemetry;
 pub mod volume;
