@@ -1,0 +1,291 @@
+//! `ReplicationMember`: what one replicator is told, and what it reports. The operator writes `spec`, that member's replicator writes `status`; nobody else
+//! writes either, so no message needs an answer and both may restart at any point.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::spec::{AckPolicy, FailoverMode, MemberName, Protection};
+
+/// Settings and orders of one member; made by the operator from its ReplicationPair.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[kube(
+    group = "tandem.dev",
+    version = "v1alpha1",
+    kind = "ReplicationMember",
+    plural = "replicationmembers",
+    singular = "replicationmember",
+    shortname = "pairmember",
+    namespaced,
+    status = "MemberReport",
+    derive = "PartialEq",
+    doc = "One member of a ReplicationPair: settings and orders from the operator, report from its replicator. Made by the operator.",
+    printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
+    printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.servingEpoch"),
+    printcolumn(name = "Seq", type_ = "integer", json_path = ".status.position.seq"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.message"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberSettings {
+    /// Name of the pair.
+    #[schemars(length(min = 1, max = 40))]
+    pub pair: String,
+    /// Identity of the pair, minted at founding: 32 hexadecimal digits, kept in the record, on both volumes and on both claims.
+    #[schemars(regex(pattern = "^[0-9a-f]{32}$"), length(max = 32))]
+    pub pair_id: String,
+    /// Which member this is.
+    pub member: MemberName,
+    /// The host name under which the peer's replicator answers.
+    #[schemars(length(min = 1, max = 253))]
+    pub peer_host: String,
+    /// Whether this member may ever lead.
+    pub electable: bool,
+    /// Whether the other one may.
+    pub peer_electable: bool,
+    /// The member that found the pair, and whose existing files are the data.
+    pub founder: MemberName,
+    /// True when the user named the founder (`bootstrap.from`), so that files without an identity may be adopted from it.
+    pub founder_named: bool,
+    /// Which of two equals leads.
+    pub preferred_master: MemberName,
+    /// As in the pair.
+    pub protection: Protection,
+    /// As in the pair.
+    pub ack_policy: AckPolicy,
+    /// As in the pair, bytes.
+    #[schemars(range(min = 0))]
+    pub max_lag_bytes: i64,
+    /// As in the pair, seconds.
+    #[schemars(range(min = 1))]
+    pub hold_seconds: i64,
+    /// As in the pair.
+    pub alone_without_api: bool,
+    /// As in the pair, milliseconds.
+    #[schemars(range(min = 1))]
+    pub interval_milliseconds: i64,
+    /// As in the pair.
+    #[schemars(range(min = 1))]
+    pub missed_limit: i64,
+    /// As in the pair.
+    pub failover_mode: FailoverMode,
+    /// As in the pair, seconds.
+    #[schemars(range(min = 1))]
+    pub stall_timeout_seconds: i64,
+    /// Who should lead, if the operator wishes a change. Never a permission: the record decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nomination: Option<Nomination>,
+    /// What the user ordered; each token is carried out once and answered in `status.handledOrders`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub orders: Vec<Order>,
+}
+
+/// A wish that leadership should go to `to`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Nomination {
+    /// Each is carried out once.
+    #[schemars(length(min = 1, max = 192))]
+    pub request_id: String,
+    /// The wish is void as soon as the record's epoch is above this.
+    #[schemars(range(min = 0))]
+    pub epoch_seen: i64,
+    /// Who should lead.
+    pub to: MemberName,
+}
+
+/// Something to do once.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Order {
+    /// The user's token.
+    #[schemars(length(min = 1, max = 128))]
+    pub token: String,
+    /// `Resync`: copy everything that differs from the active member again. `Discard`: move foreign files aside, then copy. `Hold`: hold writes until the order is withdrawn.
+    pub verb: OrderVerb,
+}
+
+/// What a member can be told to do.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+pub enum OrderVerb {
+    Resync,
+    Discard,
+    Hold,
+}
+
+/// What became of an order.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct OrderOutcome {
+    /// The user's token.
+    #[schemars(length(max = 128))]
+    pub token: String,
+    /// True once it is done; false: refused.
+    pub done: bool,
+    /// Why, as one word.
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// Why, as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub message: Option<String>,
+}
+
+/// What a replicator says of itself, on change and otherwise at most every 30 seconds.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, KubeSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberReport {
+    /// Generation of the settings in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// State of the member.
+    #[serde(default)]
+    pub state: MemberState,
+    /// The epoch for which this member serves writes; absent when it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub serving_epoch: Option<i64>,
+    /// End of its journal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub position: Option<PositionReport>,
+    /// Last position that the peer acknowledged or reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_position: Option<PositionReport>,
+    /// What only this member holds of acknowledged or unacknowledged operations; by the leading member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exposure: Option<Exposure>,
+    /// The last or running copy; by the leading member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netcopy: Option<Netcopy>,
+    /// Identity of the data on the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub data_id: Option<String>,
+    /// Start counter of this member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub boot: Option<i64>,
+    /// The pod that reports; a report of a former pod is not believed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub pod_uid: Option<String>,
+    /// Whether the peer's replicator answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer_reachable: Option<bool>,
+    /// One word for what holds it back: ForeignData, OtherPair, WaitingForMaster, Corrupt, RolledBack, Diverged, NotElectable, PortBlocked, ...
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub reason: Option<String>,
+    /// The same as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub message: Option<String>,
+    /// Tokens of carried out or refused orders, newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub handled_orders: Vec<OrderOutcome>,
+    /// The last nomination that this member carried out or refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 192))]
+    pub handled_nomination: Option<String>,
+    /// Facts with reasons.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// When this was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported_at: Option<Time>,
+}
+
+/// States of a member, named after solidDB HotStandby.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq, Hash)]
+pub enum MemberState {
+    PrimaryActive,
+    PrimaryUncertain,
+    PrimaryAlone,
+    PrimaryDraining,
+    SecondaryActive,
+    SecondaryAlone,
+    SecondaryCatchUp,
+    SecondaryNetcopy,
+    Fenced,
+    Quarantined,
+    #[default]
+    Offline,
+}
+
+/// A position, as people compare it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct PositionReport {
+    /// Epoch of the operation at `seq`.
+    #[schemars(range(min = 0))]
+    pub epoch: i64,
+    /// Sequence number, counted over all epochs.
+    #[schemars(range(min = 0))]
+    pub seq: i64,
+    /// Hash over everything up to here, 16 hexadecimal digits.
+    #[schemars(regex(pattern = "^[0-9a-f]{16}$"), length(max = 16))]
+    pub chain: String,
+}
+
+/// What would be lost by failing over now.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Exposure {
+    /// Bytes of journal that only the active member holds.
+    #[schemars(range(min = 0))]
+    pub bytes: i64,
+    /// Operations that only the active member holds.
+    #[schemars(range(min = 0))]
+    pub operations: i64,
+    /// Age of the oldest of them, in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub seconds: Option<i64>,
+}
+
+/// A copy of everything, or of everything that differs, to the replicant.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Netcopy {
+    /// Tells copies apart.
+    #[schemars(length(max = 64))]
+    pub id: String,
+    /// How far it is.
+    pub phase: NetcopyPhase,
+    /// Bytes looked at or sent so far.
+    #[schemars(range(min = 0))]
+    pub bytes_done: i64,
+    /// Bytes in all.
+    #[schemars(range(min = 0))]
+    pub bytes_total: i64,
+    /// When it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Time>,
+    /// When it ended, in whatever way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished_at: Option<Time>,
+    /// Why it failed, or what it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 256))]
+    pub message: Option<String>,
+    /// How many in a row failed.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub failures: i64,
+}
+
+/// How far a copy is.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+pub enum NetcopyPhase {
+    #[default]
+    Pending,
+    Copying,
+    Replaying,
+    Completed,
+    Failed,
+}
