@@ -67,7 +67,8 @@ pub fn apply(journal: Arc<Journal>, applied: Position, perform: Perform) -> io::
     let working = shared.clone();
     let thread = std::thread::Builder::new().name("apply".into()).spawn(move || {
         if let Err(why) = working.work(&perform, &told) {
-            told.send_modify(|applied| applied.failure = Some(why));
+            let seq = working.at_work.lock().seq;
+            told.send_replace(Applied { seq, no_room: false, failure: Some(why) });
         }
     })?;
     Ok(Applier { shared, applied: listening, thread: Some(thread) })
@@ -103,8 +104,7 @@ impl Applier {
     /// Ends after the record at work. Returns where the volume stands.
     pub fn stop(mut self) -> Position {
         self.end();
-        let position = *self.shared.at_work.lock();
-        position
+        *self.shared.at_work.lock()
     }
 
     fn end(&mut self) {
@@ -186,5 +186,74 @@ impl Shared {
             Err(Errno::NOSPC | Errno::DQUOT) => Ok(false),
             Err(error) => Err(format!("apply record {}: {error}", position.seq)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+    use crate::journal::Options;
+    use crate::op::FileId;
+
+    fn journal(folder: &std::path::Path, records: u64) -> Arc<Journal> {
+        let (journal, _) = Journal::open(folder, Options { segment_bytes: 64 << 10, pair: [1; 16] }).unwrap();
+        for id in 1..=records {
+            journal.append(1, Stamp::default(), &Op::Drop { id: FileId(id) }).unwrap();
+        }
+        Arc::new(journal)
+    }
+
+    fn wait(applier: &Applier, holds: impl Fn(&Applied) -> bool) {
+        for _ in 0..2000 {
+            if holds(&applier.applied().borrow()) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("never: {:?}", applier.applied().borrow());
+    }
+
+    #[test]
+    fn only_what_is_allowed_is_performed_and_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = journal(folder.path(), 100);
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = seen.clone();
+        let perform: Perform = Box::new(move |op, _| {
+            log.lock().push(format!("{op:?}"));
+            Ok(())
+        });
+        let begin = journal.position_at(10).unwrap();
+        let applier = apply(journal.clone(), begin, perform).unwrap();
+        applier.allow(60);
+        wait(&applier, |applied| applied.seq == 60);
+        assert_eq!(applier.at_rest(|position| position), journal.position_at(60).unwrap());
+        (applier.allowance())(70);
+        wait(&applier, |applied| applied.seq == 70);
+        assert_eq!(applier.stop().seq, 70);
+        let expected: Vec<_> = (11..=70).map(|id| format!("{:?}", Op::Drop { id: FileId(id) })).collect();
+        assert_eq!(*seen.lock(), expected);
+    }
+
+    #[test]
+    fn a_full_volume_is_waited_for_and_any_other_failure_is_final() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = journal(folder.path(), 10);
+        let full = Arc::new(AtomicBool::new(true));
+        let volume = full.clone();
+        let perform: Perform = Box::new(move |op, _| {
+            if *op == (Op::Drop { id: FileId(3) }) && volume.load(Ordering::Acquire) {
+                return Err(Errno::NOSPC);
+            }
+            if *op == (Op::Drop { id: FileId(7) }) { Err(Errno::IO) } else { Ok(()) }
+        });
+        let applier = apply(journal, Position::default(), perform).unwrap();
+        applier.allow(10);
+        wait(&applier, |applied| applied.no_room);
+        full.store(false, Ordering::Release);
+        wait(&applier, |applied| applied.failure.is_some());
+        assert_eq!(applier.stop().seq, 6);
     }
 }

@@ -119,7 +119,7 @@ pub fn create_with_zeros(path: &Path, bytes: u64) -> io::Result<File> {
 
 /// Overwrites a range with zeros, as data and not as a hole, for the reason given at [`create_with_zeros`].
 pub fn write_zeros(file: &File, from: u64, to: u64) -> io::Result<()> {
-    const ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+    static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
     let mut at = from;
     while at < to {
         let piece = (to - at).min(ZEROS.len() as u64) as usize;

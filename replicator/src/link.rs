@@ -290,11 +290,15 @@ impl End {
 }
 
 fn evidence_of(error: &io::Error) -> Evidence {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => Evidence::Refused,
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
+    let kind = error.kind();
+    if kind == ConnectionRefused {
+        Evidence::Refused
+    } else if matches!(kind, ConnectionReset | BrokenPipe | UnexpectedEof) {
         // The end of the bytes without TLS's farewell: the process is gone, its kernel closed the socket.
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof => Evidence::Reset,
-        _ => Evidence::Silent,
+        Evidence::Reset
+    } else {
+        Evidence::Silent
     }
 }
 

@@ -241,7 +241,7 @@ async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &S
             let mut records = Vec::new();
             let batch = journal.read(next, FRAME_BYTES, &mut records).map_err(|error| match error {
                 ReadError::Trimmed { first } => Ended::LeftBehind { first },
-                other => Ended::Journal(other.to_string()),
+                ReadError::Broken(_) | ReadError::Io(_) => Ended::Journal(error.to_string()),
             })?;
             let wanted = state.wanted.load(Ordering::Acquire);
             // Asked for on the frame that completes what is wanted; one flush there serves all before.

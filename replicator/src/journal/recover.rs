@@ -4,8 +4,11 @@
 //! a new segment without its first page. All that is behind the first entry that does not hold, and is cut. But a mark or a
 //! segment's first page that says "durable up to n" proves that a flush had covered n: if the history ends before that, the
 //! disk lost something, and the journal is not used.
+//!
+//! Segments that were durable as a whole cannot be torn; of those only the headers and their chain are checked, so that a
+//! long journal opens fast. Their contents are verified, as all contents are, when they are read to be used.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -44,23 +47,29 @@ pub(super) fn recover(folder: &Path, options: Options, room: &Room) -> Result<Fo
     let mut given_up = Vec::new();
     let mut dirty_tail = None;
 
-    for (first, path) in list(folder)? {
-        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(io_error("open segment"))?;
-        let mut bytes = vec![0; file.metadata().map_err(io_error("look at segment"))?.len() as usize];
-        file.read_exact_at(&mut bytes, 0).map_err(io_error("read segment"))?;
-        let Some((beginning, tag)) =
-            segment::read_page(&bytes)?.filter(|(beginning, _)| beginning.previous.seq + 1 == first)
-        else {
+    let files = look(folder, options)?;
+    let proven = files.iter().filter_map(|file| file.begins.as_ref()).map(|(beginning, _)| beginning.durable).max();
+    let proven = proven.unwrap_or(0);
+    let ends: Vec<Option<u64>> = files.iter().skip(1).map(|file| file.first.checked_sub(1)).collect();
+
+    for (at, SegmentFile { path, file, capacity, begins, .. }) in files.into_iter().enumerate() {
+        let Some((beginning, tag)) = begins else {
             // The crash came before the first page reached the disk: nothing in it was ever durable.
             stopped = true;
             given_up.push(path);
             continue;
         };
-        if beginning.pair != options.pair {
-            return Err(JournalError::Foreign(path.display().to_string()));
-        }
-        let walked = walk(&bytes, &beginning, tag);
-        durable = durable.max(beginning.durable).max(walked.durable).max(marks(&bytes[walked.offset..], tag));
+        let was_durable = ends.get(at).copied().flatten().is_some_and(|end| end <= proven);
+        let mut bytes = Vec::new();
+        let walked = if was_durable {
+            walk_headers(&file, capacity, &beginning, tag)
+        } else {
+            bytes.resize(capacity as usize, 0);
+            file.read_exact_at(&mut bytes, 0).map_err(io_error("read segment"))?;
+            walk(&bytes, &beginning, tag)
+        };
+        let behind = bytes.get(walked.offset..).unwrap_or_default();
+        durable = durable.max(beginning.durable).max(walked.durable).max(marks(behind, tag));
         if stopped || end.is_some_and(|end| end != beginning.previous) {
             stopped = true;
             torn_bytes += walked.offset as u64 - segment::HEADER_BYTES;
@@ -69,13 +78,11 @@ pub(super) fn recover(folder: &Path, options: Options, room: &Room) -> Result<Fo
         }
         committed = committed.max(beginning.committed).max(walked.committed);
         end = Some(walked.end);
-        dirty_tail = bytes[walked.offset..].iter().rposition(|byte| *byte != 0).map(|last| walked.offset + last + 1);
-        let (capacity, offset) = (bytes.len() as u64, walked.offset as u64);
+        dirty_tail = behind.iter().rposition(|byte| *byte != 0).map(|last| walked.offset + last + 1);
+        torn_bytes += torn(behind, walked.end).unwrap_or(0);
+        let offset = walked.offset as u64;
         let segment = Segment::found(file, path, &beginning, tag, capacity, walked.points, offset);
         segments.push(Arc::new(segment));
-        if let Some(torn) = torn(&bytes[walked.offset..], walked.end) {
-            torn_bytes += torn;
-        }
     }
 
     let end = end.unwrap_or_default();
@@ -105,52 +112,103 @@ pub(super) fn recover(folder: &Path, options: Options, room: &Room) -> Result<Fo
     Ok(Found { segments, end, committed, torn_bytes })
 }
 
-fn list(folder: &Path) -> Result<Vec<(u64, PathBuf)>, JournalError> {
-    let list = || -> io::Result<Vec<(u64, PathBuf)>> {
-        let mut found = Vec::new();
-        for file in std::fs::read_dir(folder)? {
-            let file = file?;
-            if let Some(first) = segment::first_of(&file.file_name().to_string_lossy()) {
-                found.push((first, file.path()));
+/// A file of the journal and what its first page says.
+struct SegmentFile {
+    first: u64,
+    path: PathBuf,
+    file: File,
+    capacity: u64,
+    begins: Option<(Beginning, u64)>,
+}
+
+/// Every segment of the folder, in order.
+fn look(folder: &Path, options: Options) -> Result<Vec<SegmentFile>, JournalError> {
+    let mut files = Vec::new();
+    for (first, path) in list(folder).map_err(io_error("list journal"))? {
+        let file = OpenOptions::new().read(true).write(true).open(&path).map_err(io_error("open segment"))?;
+        let capacity = file.metadata().map_err(io_error("look at segment"))?.len();
+        let mut page = vec![0; segment::HEADER_BYTES.min(capacity) as usize];
+        file.read_exact_at(&mut page, 0).map_err(io_error("read segment"))?;
+        let begins = segment::read_page(&page)?.filter(|(beginning, _)| beginning.previous.seq + 1 == first);
+        if begins.as_ref().is_some_and(|(beginning, _)| beginning.pair != options.pair) {
+            return Err(JournalError::Foreign(path.display().to_string()));
+        }
+        files.push(SegmentFile { first, path, file, capacity, begins });
+    }
+    Ok(files)
+}
+
+fn list(folder: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    for file in std::fs::read_dir(folder)? {
+        let file = file?;
+        if let Some(first) = segment::first_of(&file.file_name().to_string_lossy()) {
+            found.push((first, file.path()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+impl Walked {
+    fn at_the_start_of(beginning: &Beginning) -> Walked {
+        Walked {
+            end: beginning.previous,
+            offset: segment::HEADER_BYTES as usize,
+            points: vec![Place { offset: segment::HEADER_BYTES, before: beginning.previous }],
+            committed: 0,
+            durable: 0,
+        }
+    }
+
+    /// Goes past an entry if it belongs here.
+    fn pass(&mut self, header: &Header, tag: u64) -> bool {
+        match header.kind {
+            Kind::Mark => {
+                if header.chain != tag || header.seq != self.end.seq {
+                    return false;
+                }
+                self.committed = self.committed.max(header.epoch);
+                self.durable = self.durable.max(header.digest);
+            }
+            Kind::Record => {
+                if header.check_follows(self.end).is_err() {
+                    return false;
+                }
+                let offset = self.offset as u64;
+                if self.points.last().is_none_or(|last| offset - last.offset >= segment::POINT_BYTES) {
+                    self.points.push(Place { offset, before: self.end });
+                }
+                self.end = header.position();
             }
         }
-        found.sort();
-        Ok(found)
-    };
-    list().map_err(io_error("list journal"))
+        self.offset += header.size();
+        true
+    }
 }
 
 /// Follows the entries of a segment as far as they hold.
 fn walk(bytes: &[u8], beginning: &Beginning, tag: u64) -> Walked {
-    let mut walked = Walked {
-        end: beginning.previous,
-        offset: segment::HEADER_BYTES as usize,
-        points: vec![Place { offset: segment::HEADER_BYTES, before: beginning.previous }],
-        committed: 0,
-        durable: 0,
-    };
-    while let Ok(header) = Header::parse(&bytes[walked.offset..]) {
-        match header.kind {
-            Kind::Mark => {
-                if header.chain != tag || header.seq != walked.end.seq {
-                    break;
-                }
-                walked.committed = walked.committed.max(header.epoch);
-                walked.durable = walked.durable.max(header.digest);
-            }
-            Kind::Record => {
-                let Ok((_, record)) = entry::first_record(&bytes[walked.offset..]) else { break };
-                if header.check_follows(walked.end).is_err() {
-                    break;
-                }
-                let offset = walked.offset as u64;
-                if walked.points.last().is_none_or(|last| offset - last.offset >= segment::POINT_BYTES) {
-                    walked.points.push(Place { offset, before: walked.end });
-                }
-                walked.end = record.position;
-            }
+    let mut walked = Walked::at_the_start_of(beginning);
+    while let Some(rest) = bytes.get(walked.offset..) {
+        let Ok(header) = Header::parse(rest) else { break };
+        let whole = header.kind == Kind::Mark || entry::first_record(rest).is_ok();
+        if !whole || !walked.pass(&header, tag) {
+            break;
         }
-        walked.offset += header.size();
+    }
+    walked
+}
+
+/// The same for a segment whose contents were durable: only headers and chain.
+fn walk_headers(file: &File, capacity: u64, beginning: &Beginning, tag: u64) -> Walked {
+    let mut walked = Walked::at_the_start_of(beginning);
+    let mut bytes = [0; entry::HEADER_BYTES];
+    while file.read_exact_at(&mut bytes, walked.offset as u64).is_ok() {
+        let Ok(header) = Header::parse(&bytes) else { break };
+        if walked.offset as u64 + header.size() as u64 > capacity || !walked.pass(&header, tag) {
+            break;
+        }
     }
     walked
 }

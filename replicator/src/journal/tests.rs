@@ -12,6 +12,12 @@ use crate::op::FileId;
 const PAIR: [u8; 16] = *b"pair-of-the-test";
 const SMALL: Options = Options { segment_bytes: 16 << 10, pair: PAIR };
 
+/// A folder in memory where there is one: these tests open thousands of journals, and what they ask is not whether the disk
+/// keeps what it was told to.
+fn scratch() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 fn open(folder: &Path) -> (Journal, Recovered) {
     Journal::open(folder, SMALL).unwrap()
 }
@@ -24,7 +30,7 @@ fn write(journal: &Journal, data: &[u8]) -> Position {
 
 /// A journal with `count` records of various lengths.
 fn written(count: u64) -> (TempDir, Journal) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     let (journal, _) = open(folder.path());
     for at in 0..count {
         write(&journal, &vec![at as u8; (at as usize * 37) % 700]);
@@ -55,7 +61,7 @@ fn image(folder: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 fn restore(image: &[(String, Vec<u8>)]) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = scratch();
     for (name, bytes) in image {
         std::fs::write(folder.path().join(name), bytes).unwrap();
     }
@@ -85,7 +91,7 @@ fn what_was_appended_is_read_back_and_survives_reopening() {
 #[test]
 fn the_peers_journal_takes_the_same_bytes_and_stands_at_the_same_position() {
     let (_folder, journal) = written(150);
-    let other = tempfile::tempdir().unwrap();
+    let other = scratch();
     let (replicant, _) = open(other.path());
     let mut next = 1;
     while next <= journal.end().seq {
@@ -108,7 +114,7 @@ fn the_peers_journal_takes_the_same_bytes_and_stands_at_the_same_position() {
 fn records_that_do_not_go_on_are_refused_whole() {
     let (_folder, journal) = written(20);
     let bytes = all(&journal);
-    let other = tempfile::tempdir().unwrap();
+    let other = scratch();
     let (replicant, _) = open(other.path());
     let second = records(&bytes).next().unwrap().unwrap().bytes.len();
     assert!(matches!(replicant.append_raw(&bytes[second..]), Err(JournalError::Broken(Broken::Sequence { .. }))));
@@ -203,6 +209,33 @@ fn a_hole_before_what_was_durable_is_not_opened() {
     last.1[end - 70] ^= 1;
     let folder = restore(&torn);
     assert_eq!(open(folder.path()).1.end.seq, 30);
+}
+
+#[test]
+fn damage_in_what_was_durable_long_ago_is_found_at_the_latest_when_it_is_read() {
+    let folder = scratch();
+    let (journal, _) = open(folder.path());
+    for at in 0..100 {
+        write(&journal, &vec![at; 600]);
+        journal.sync().unwrap();
+    }
+    drop(journal);
+    let image = image(folder.path());
+    assert!(image.len() > 3);
+    // A header: the journal does not open.
+    let mut damaged = image.clone();
+    damaged[0].1[4096 + 30] ^= 1;
+    let folder = restore(&damaged);
+    assert!(matches!(Journal::open(folder.path(), SMALL), Err(JournalError::Corrupt { end: 0, .. })));
+    // Contents: it opens without reading them, and whoever reads them is told.
+    let mut damaged = image;
+    damaged[0].1[4096 + 300] ^= 1;
+    let folder = restore(&damaged);
+    let (journal, recovered) = open(folder.path());
+    assert_eq!(recovered.end.seq, 100);
+    let mut bytes = Vec::new();
+    let batch = journal.read(1, 2000, &mut bytes).unwrap();
+    assert_eq!(records_after(batch.before, &bytes).next().unwrap().unwrap_err(), Broken::Checksum);
 }
 
 #[test]

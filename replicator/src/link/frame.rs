@@ -292,7 +292,10 @@ mod tests {
             let mut header = [0; HEADER_BYTES];
             header.copy_from_slice(&bytes[..16]);
             assert!(parse_header(&header).is_err());
-            let _ = (RecordsHeader::parse(&bytes), Ack::parse(&bytes), Nack::parse(&bytes), Heartbeat::parse(&bytes));
+            RecordsHeader::parse(&bytes).ok();
+            Ack::parse(&bytes).ok();
+            Nack::parse(&bytes).ok();
+            Heartbeat::parse(&bytes).ok();
         }
     }
 }

@@ -130,9 +130,12 @@ fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
         .value
         .general_names
         .iter()
-        .map(|name| match name {
-            x509_parser::extensions::GeneralName::DNSName(dns) => (*dns).to_string(),
-            other => format!("{other:?}"),
+        .map(|name| {
+            if let x509_parser::extensions::GeneralName::DNSName(dns) = name {
+                (*dns).to_string()
+            } else {
+                format!("{name:?}")
+            }
         })
         .collect()
 }
