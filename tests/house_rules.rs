@@ -122,7 +122,7 @@ fn clocks_are_read_in_one_room() {
 
 #[test]
 fn durable_steps_are_named_in_one_room() {
-    let words = ["fs::rename", "sync_all(", "sync_data(", "fdatasync(", "fsync(", "syncfs("];
+    let words = ["fs::rename(", "sync_all(", "sync_data(", "fdatasync(", "fsync(", "syncfs("];
     only_in(
         "replicator/src",
         &words,

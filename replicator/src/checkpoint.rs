@@ -53,7 +53,7 @@ pub fn read(folder: &Path) -> Result<Option<Manifest>, CheckpointError> {
 pub fn take(volume: &Volume, manifest: &Manifest, journal: &Journal) -> Result<(), CheckpointError> {
     // Without it a power failure could leave a checkpoint beyond the journal's end: a history that nobody else knows.
     journal.sync()?;
-    volume.sync_all().map_err(|source| CheckpointError::Write { doing: "flush the volume", source })?;
+    volume.flush_all().map_err(|source| CheckpointError::Write { doing: "flush the volume", source })?;
     write(&volume.folder(), manifest)
         .map_err(|source| CheckpointError::Write { doing: "write the list of files", source })
 }

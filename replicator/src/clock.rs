@@ -10,6 +10,11 @@ pub fn monotonic() -> Duration {
     START.get_or_init(Instant::now).elapsed()
 }
 
+/// The same clock as a value that can be added to.
+pub fn instant() -> Instant {
+    Instant::now()
+}
+
 /// Nanoseconds since 1970 by the node's wall clock: for the times of files and for people, never for a decision.
 pub fn wall_nanoseconds() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {

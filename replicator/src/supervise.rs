@@ -132,10 +132,10 @@ impl Supervisor<'_> {
     fn run(&mut self) -> Result<ExitCode, Error> {
         let mut deaths = 0;
         let mut daemon = Some(self.start()?);
-        let mut start_at = Instant::now();
+        let mut start_at = crate::clock::instant();
         loop {
             let pause = match (&daemon, &self.plugin) {
-                (None, _) => Some(start_at.saturating_duration_since(Instant::now())),
+                (None, _) => Some(start_at.saturating_duration_since(crate::clock::instant())),
                 (Some(_), None) => Some(REACH_PLUGIN_EVERY),
                 (Some(_), Some(_)) => None,
             };
@@ -166,13 +166,13 @@ impl Supervisor<'_> {
                 }
                 let pause = pause_after(deaths);
                 tracing::warn!(ended.code, ended.signal, deaths, ?pause, "the daemon died; another takes over");
-                start_at = Instant::now() + pause;
+                start_at = crate::clock::instant() + pause;
             }
             if daemon.is_none() {
                 if self.stopping {
                     return Ok(ExitCode::SUCCESS);
                 }
-                if Instant::now() >= start_at {
+                if crate::clock::instant() >= start_at {
                     daemon = Some(self.start()?);
                 }
             }
@@ -209,7 +209,7 @@ impl Supervisor<'_> {
         tracing::info!(pid = pid.as_raw_nonzero().get(), fresh = self.fresh, "daemon started");
         // Whoever comes next finds the connection used, whatever this one gets done.
         self.fresh = false;
-        Ok(Daemon { pid, since: Instant::now(), socket: Some(ours) })
+        Ok(Daemon { pid, since: crate::clock::instant(), socket: Some(ours) })
     }
 
     /// What the daemon has to say: only ever what it agrees on with the kernel.

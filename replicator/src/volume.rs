@@ -253,7 +253,7 @@ impl Volume {
     }
 
     /// Flushes all that was performed before the call to the disk, times included.
-    pub fn sync_all(&self) -> io::Result<()> {
+    pub fn flush_all(&self) -> io::Result<()> {
         self.flush_times()?;
         crate::disk::sync_volume(&self.folders.root)
     }

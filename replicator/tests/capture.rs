@@ -150,7 +150,7 @@ fn the_journal_tells_the_whole_story() {
         &root,
         "mkdir a b && for i in $(seq 50); do echo $i > a/$i; done && mv a/1 b/one && ln a/2 b/two && rm a/3 && cp -r a c && mv c b/ && chmod 600 a/4 && truncate -s 100000 a/5 && printf x | dd of=a/6 bs=1 seek=9999 conv=notrunc status=none && ln -s one b/link && rm -r b/c && rename=1 && mv a/7 a/8",
     );
-    mounted.capture.volume().sync_all().unwrap();
+    mounted.capture.volume().flush_all().unwrap();
     let before = mounted.capture.volume().digest().unwrap();
     let folder = mounted.end();
     let second = tempfile::tempdir().unwrap();
@@ -166,7 +166,7 @@ fn the_journal_tells_the_whole_story() {
         }
         from = batch.last.seq + 1;
     }
-    volume.sync_all().unwrap();
+    volume.flush_all().unwrap();
     assert_eq!(volume.digest().unwrap(), before);
 }
 

@@ -216,7 +216,7 @@ impl Target {
     /// stays inconsistent until the journal has been applied, so a crash in between costs another comparison, no data.
     fn finish(&mut self, position: Position, volume: &Volume) -> Result<(), NetcopyError> {
         let io = |doing| move |reason| NetcopyError::Io { doing, reason };
-        volume.sync_all().map_err(io("flush the copy"))?;
+        volume.flush_all().map_err(io("flush the copy"))?;
         (self.settle)(position).map_err(io("begin the journal anew"))?;
         checkpoint::write(&volume.folder(), &volume.snapshot(position)).map_err(io("write the list of files"))
     }

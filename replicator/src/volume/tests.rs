@@ -321,7 +321,7 @@ fn times_reach_the_plain_files() {
     let world = world();
     world.file("f", "x");
     let expected = world.time.get();
-    world.volume.sync_all().unwrap();
+    world.volume.flush_all().unwrap();
     let plain = std::fs::metadata(world.folder.path().join("f")).unwrap();
     assert_eq!(plain.mtime() * 1_000_000_000 + plain.mtime_nsec(), expected);
 }
