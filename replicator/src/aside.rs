@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{ioctl_ficlone, renameat, seek, statvfs};
 use serde::{Deserialize, Serialize};
 use tandem_protocol::Position;
 
@@ -148,7 +149,7 @@ pub fn keep_files(root: &Path, name: &str, reason: &str) -> Result<Aside, AsideE
     let to = folder(aside.as_fd(), "files").map_err(on("make a folder aside"))?;
     for name in names_in(&from).map_err(on("list the volume"))? {
         if !is_hidden(ROOT, &name) {
-            rustix::fs::renameat(&from, name.as_slice(), &to, name.as_slice()).map_err(on("move a file aside"))?;
+            renameat(&from, name.as_slice(), &to, name.as_slice()).map_err(on("move a file aside"))?;
         }
     }
     disk::sync_volume(&from).map_err(on("flush the volume"))?;
@@ -179,7 +180,7 @@ fn finish(folder: &Path, aside: &Aside) -> Result<(), AsideError> {
 }
 
 fn check_room(root: &Path, needed: u64) -> Result<(), AsideError> {
-    let stat = rustix::fs::statvfs(root).map_err(on("ask for the volume's space"))?;
+    let stat = statvfs(root).map_err(on("ask for the volume's space"))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(RESERVE_BYTES);
     if needed > free { Err(AsideError::NoRoom { needed, free }) } else { Ok(()) }
 }
@@ -218,11 +219,11 @@ fn copy(volume: &Volume, id: FileId, to: &Path) -> Result<(), AsideError> {
     let to: File =
         OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(to).map_err(on(doing))?;
     let size = stat_of(from.as_fd()).map_err(on(doing))?.stx_size;
-    if rustix::fs::ioctl_ficlone(&to, &from).is_err() {
+    if ioctl_ficlone(&to, &from).is_err() {
         let mut piece = vec![0; 1 << 20];
         let mut offset = 0;
         while offset < size {
-            match rustix::fs::seek(&from, rustix::fs::SeekFrom::Data(offset)) {
+            match seek(&from, rustix::fs::SeekFrom::Data(offset)) {
                 Ok(data) => offset = data,
                 Err(rustix::io::Errno::NXIO) => break,
                 Err(_) => {}

@@ -84,9 +84,9 @@ const DEFAULT_ACL: u8 = 1;
 impl Manifest {
     /// Writes the list down. Cheap enough to be done while nothing may be performed.
     pub fn of(tree: &Tree, position: Position) -> Manifest {
-        let mut bytes = Vec::with_capacity(256 + tree.len() * 96);
+        let mut bytes = Vec::with_capacity(256 + tree.count() * 96);
         bytes.extend_from_slice(MAGIC);
-        for number in [position.epoch, position.seq, position.chain, tree.last_id(), tree.len() as u64] {
+        for number in [position.epoch, position.seq, position.chain, tree.last_id(), tree.count() as u64] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
         for (id, node) in tree.nodes() {

@@ -446,6 +446,9 @@ struct Placing<'a> {
     lost: Vec<FileId>,
 }
 
+/// A folder and a name in it.
+type Place = (Arc<OwnedFd>, Arc<[u8]>);
+
 /// A name that must be.
 struct Wanted {
     parent: FileId,
@@ -546,7 +549,7 @@ impl Placing<'_> {
     }
 
     /// A name of the file that is on the volume by now.
-    fn another_name(&self, id: FileId) -> Result<Option<(Arc<OwnedFd>, Arc<[u8]>)>, RedoError> {
+    fn another_name(&self, id: FileId) -> Result<Option<Place>, RedoError> {
         let found = {
             let tree = self.volume.tree();
             let Some(node) = tree.node(id) else { return Ok(None) };

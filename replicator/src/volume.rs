@@ -47,7 +47,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { devices: false, descriptors: 1024 }
+        Options { devices: false, descriptors: 512 }
     }
 }
 
@@ -244,7 +244,7 @@ impl Volume {
 
     /// How many files there are, the root included.
     pub fn files(&self) -> usize {
-        self.tree.read().len()
+        self.tree.read().count()
     }
 
     /// Every file with its names and place, as of now. The caller holds the barrier: nothing is performed meanwhile.

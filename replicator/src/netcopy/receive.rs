@@ -75,6 +75,9 @@ enum Phase {
     Over,
 }
 
+/// The file of a question, and the digests that were told so far.
+type Answering = (OwnedFd, Vec<Digest>);
+
 struct Files {
     position: Position,
     volume: Volume,
@@ -83,7 +86,7 @@ struct Files {
     held: HashSet<FileId>,
     at: usize,
     receiving: Option<Receiving>,
-    asks: VecDeque<(Ask, Option<(OwnedFd, Vec<Digest>)>)>,
+    asks: VecDeque<(Ask, Option<Answering>)>,
     told: HashMap<FileId, VecDeque<Told>>,
     overall: blake3::Hasher,
     progress: Progress,
@@ -136,7 +139,7 @@ impl Target {
     }
 
     /// What to answer next.
-    pub fn next(&mut self) -> Result<Step<Reply>, NetcopyError> {
+    pub fn step(&mut self) -> Result<Step<Reply>, NetcopyError> {
         if let Some(reply) = self.replies.pop_front() {
             return Ok(Step::Send(reply));
         }

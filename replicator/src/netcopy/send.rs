@@ -191,7 +191,7 @@ impl Source {
     }
 
     /// What to do next.
-    pub fn next(&mut self, now: Instant) -> Result<Step<Vec<Item>>, NetcopyError> {
+    pub fn step(&mut self, now: Instant) -> Result<Step<Vec<Item>>, NetcopyError> {
         if let Some(pause) = self.pause(now) {
             return Ok(Step::Pause(pause));
         }

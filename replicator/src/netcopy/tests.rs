@@ -90,7 +90,7 @@ fn carry(source: &mut Source, mut target: Target, steps: u64) -> Result<Option<C
     let mut now = Instant::now();
     for _ in 0..steps {
         let mut moved = false;
-        match source.next(now)? {
+        match source.step(now)? {
             Step::Send(items) => {
                 moved = true;
                 target.accept(from_bytes::<Vec<Item>>(&to_bytes(&items)?)?)?;
@@ -102,7 +102,7 @@ fn carry(source: &mut Source, mut target: Target, steps: u64) -> Result<Option<C
             Step::Wait => {}
             Step::Finished => return Ok(target.into_copied()),
         }
-        if let Step::Send(reply) = target.next()? {
+        if let Step::Send(reply) = target.step()? {
             moved = true;
             source.accept(from_bytes::<Reply>(&to_bytes(&reply)?)?)?;
         }
@@ -256,13 +256,13 @@ fn the_source_keeps_to_its_rate() {
     let start = Instant::now();
     let mut now = start;
     loop {
-        match source.next(now).unwrap() {
+        match source.step(now).unwrap() {
             Step::Send(items) => target.accept(items).unwrap(),
             Step::Pause(time) => now += time,
             Step::Wait => {}
             Step::Finished => break,
         }
-        if let Step::Send(reply) = target.next().unwrap() {
+        if let Step::Send(reply) = target.step().unwrap() {
             source.accept(reply).unwrap();
         }
     }
@@ -281,7 +281,7 @@ fn a_peer_that_breaks_the_rules_is_refused() {
         let mut target = target(folder.path());
         let mut messages = Vec::new();
         while !matches!(
-            source.next(Instant::now()).map(|step| if let Step::Send(items) = step {
+            source.step(Instant::now()).map(|step| if let Step::Send(items) = step {
                 target.accept(items.clone()).unwrap();
                 messages.extend(items);
                 false
@@ -290,7 +290,7 @@ fn a_peer_that_breaks_the_rules_is_refused() {
             }),
             Ok(true)
         ) {
-            if let Step::Send(reply) = target.next().unwrap() {
+            if let Step::Send(reply) = target.step().unwrap() {
                 source.accept(reply).unwrap();
             }
         }

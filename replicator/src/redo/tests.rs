@@ -39,12 +39,11 @@ fn touched_paths(volume: &Volume, manifest: &Manifest, history: &History) -> Vec
     let after = manifest.position().unwrap().seq as usize;
     let mut touched: Vec<FileId> = Vec::new();
     for (_, op) in &history.records[after..] {
-        match op {
-            Op::Create { parent, .. } | Op::Link { parent, .. } | Op::Unlink { parent, .. } => touched.push(*parent),
-            Op::Rename { parent, new_parent: other, .. } | Op::Exchange { parent, other_parent: other, .. } => {
-                touched.extend([*parent, *other]);
-            }
-            _ => {}
+        if let Op::Create { parent, .. } | Op::Link { parent, .. } | Op::Unlink { parent, .. } = op {
+            touched.push(*parent);
+        }
+        if let Op::Rename { parent, new_parent: other, .. } | Op::Exchange { parent, other_parent: other, .. } = op {
+            touched.extend([*parent, *other]);
         }
     }
     touched.sort_unstable();

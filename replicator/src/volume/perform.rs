@@ -110,7 +110,7 @@ pub(crate) fn write_all(file: BorrowedFd<'_>, mut offset: u64, mut data: &[u8]) 
 
 /// Makes a range read as zero where the file system cannot do it by itself.
 fn write_zeros(file: BorrowedFd<'_>, offset: u64, end: u64) -> Result<(), Errno> {
-    const ZEROS: [u8; 65536] = [0; 65536];
+    static ZEROS: [u8; 65536] = [0; 65536];
     let mut at = offset;
     while at < end {
         let length = (end - at).min(ZEROS.len() as u64);

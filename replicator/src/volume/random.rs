@@ -51,10 +51,11 @@ pub(crate) fn operation(volume: &Volume, dice: &mut Dice) -> Op<'static> {
                 let name = leak(tree.name(*link).unwrap().to_vec());
                 named.push(Named { id, kind: node.kind, parent: link.parent, name });
             }
-            match node.kind {
-                FileKind::File => files.push(id),
-                FileKind::Directory if !node.links().is_empty() => folders.push(id),
-                _ => {}
+            if node.kind == FileKind::File {
+                files.push(id);
+            }
+            if node.kind == FileKind::Directory && !node.links().is_empty() {
+                folders.push(id);
             }
             if id != ROOT && node.links().is_empty() {
                 orphans.push(id);

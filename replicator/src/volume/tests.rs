@@ -342,7 +342,7 @@ fn many_files_cost_little_memory_and_a_manifest_brings_them_back() {
     let read = crate::manifest::Manifest::from_bytes(manifest.bytes().to_vec()).unwrap();
     assert_eq!(read.position().unwrap().seq, 9);
     let back = read.tree().unwrap();
-    assert_eq!(back.len(), tree.len());
+    assert_eq!(back.count(), tree.count());
     assert_eq!(back.last_id(), 20_001);
     for (id, node) in tree.nodes() {
         assert_eq!(back.node(id).unwrap().links(), node.links());
