@@ -2,6 +2,8 @@
 
 // KubeSchema derives a hidden twin of each struct with the same visibility inside a function, which this lint then finds unreachable.
 #![allow(unreachable_pub)]
+// Several printed columns are one attribute each, which this lint takes for a repetition.
+#![allow(clippy::duplicated_attributes)]
 
 mod condition;
 mod member;

@@ -28,7 +28,7 @@ fn print(crd: &CustomResourceDefinition) -> Result<String, serde_json::Error> {
         }
     }
     // serde_json's error type carries any text; there is no second error type for one call.
-    serde_saphyr::to_string(&value).map_err(|error| <serde_json::Error as serde::ser::Error>::custom(error))
+    serde_saphyr::to_string(&value).map_err(<serde_json::Error as serde::ser::Error>::custom)
 }
 
 fn tidy(schema: &mut Value) {

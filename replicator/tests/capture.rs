@@ -1,6 +1,8 @@
 //! The application's file system on a real mount, without a peer: what programs do to it, and that a volume taken from its
 //! journal is the same. Needs root and /dev/fuse.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // a test says what it expects by panicking
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};

@@ -23,7 +23,10 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
             if !check {
                 std::fs::write(path, text)?;
             } else if std::fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
-                eprintln!("{place}/{name} is not current: cargo run -p tandem-crds --bin crdgen", name = path.file_name().unwrap_or_default().display());
+                eprintln!(
+                    "{place}/{name} is not current: cargo run -p tandem-crds --bin crdgen",
+                    name = path.file_name().unwrap_or_default().display()
+                );
                 stale = true;
             }
         }

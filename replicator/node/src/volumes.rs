@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use rustix::fd::{AsFd, OwnedFd};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -140,6 +141,9 @@ pub struct Volumes {
     inner: Mutex<Inner>,
 }
 
+/// Descriptors of a pod's mount, whether they were handed out before, and what was agreed with the kernel since.
+pub(crate) type Handed = (Vec<OwnedFd>, bool, Option<String>);
+
 impl Volumes {
     /// Reads what was written down by an earlier run. Volumes that are no longer mounted are forgotten.
     pub fn open(directory: &Path, kubelet: &Path, runtime: tokio::runtime::Handle) -> Result<Arc<Self>, Error> {
@@ -189,9 +193,9 @@ impl Volumes {
     fn take_in(self: &Arc<Self>, volume: Volume) -> Result<(), Error> {
         let uid = volume.written.pod.uid.clone();
         let mut inner = self.inner.lock();
-        if !inner.pods.contains_key(&uid) {
-            let door = self.open_door(&uid)?;
-            inner.pods.insert(uid, PodEntry { presence: Presence::Never(Instant::now()), _door: door });
+        if let Entry::Vacant(place) = inner.pods.entry(uid) {
+            let door = self.open_door(place.key())?;
+            place.insert(PodEntry { presence: Presence::Never(Instant::now()), _door: door });
         }
         inner.volumes.insert(volume.written.volume.clone(), volume);
         Ok(())
@@ -369,7 +373,7 @@ impl Volumes {
 
     /// Duplicates of a pod's descriptors, whether they were handed out before, and what was agreed since. `None`: the pod
     /// has no data volume here.
-    pub(crate) fn descriptors(&self, uid: &str) -> Result<Option<(Vec<OwnedFd>, bool, Option<String>)>, Error> {
+    pub(crate) fn descriptors(&self, uid: &str) -> Result<Option<Handed>, Error> {
         let mut inner = self.inner.lock();
         let Some(volume) = data_volume(&mut inner, uid) else { return Ok(None) };
         if volume.devices.is_empty() {
