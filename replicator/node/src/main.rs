@@ -108,7 +108,11 @@ async fn run(settings: Settings) -> Result<(), Failure> {
         _ = interrupt.recv() => Ok(()),
     };
     // Kubelet learns that the driver is away; mounts and replicators go on without it.
-    std::fs::remove_file(&socket).map_err(|source| Failure::Io { doing: "remove", path: socket, source })?;
+    match std::fs::remove_file(&socket) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => return Err(Failure::Io { doing: "remove", path: socket, source }),
+    }
     result
 }
 
