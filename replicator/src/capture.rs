@@ -10,21 +10,23 @@
 pub mod acl;
 pub mod gate;
 pub mod requests;
-pub mod resend;
-pub mod sequence;
+mod resend;
+mod sequence;
 pub mod transport;
 pub mod wire;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use rustix::io::Errno;
 
 use crate::commit::Commit;
 use crate::journal::Journal;
 use crate::op::{FileId, Op};
 use crate::volume::Volume;
 
-use gate::Gate;
-use resend::Answered;
-use sequence::Sequencer;
+use requests::Waiting;
+use resend::{Answered, Done};
+use sequence::{Sequencer, Stopped};
 
 /// The application's file system, to be run by a [`transport::Session`].
 pub struct Capture {
@@ -32,14 +34,15 @@ pub struct Capture {
     pub(crate) journal: Arc<Journal>,
     pub(crate) commit: Arc<Commit>,
     pub(crate) sequencer: Sequencer,
-    /// What a predecessor performed and may not have answered.
-    pub(crate) answered: Answered,
+    resumed: bool,
+    /// What a predecessor performed and may not have answered: known from the moment the gate opens.
+    answered: OnceLock<Answered>,
 }
 
 impl Capture {
-    /// A file system whose gate is held: requests that change something wait until `open` or `refuse`. `resumed`: the
-    /// connection was served before, so requests may come a second time. `on_failure` is called once, when journal and
-    /// volume can no longer be kept equal.
+    /// A file system whose gate is held: requests that change something wait until `open`, `show_only` or `refuse`.
+    /// `resumed`: the connection was served before, so requests may come a second time, and files may be open that nobody
+    /// here has heard of. `on_failure` is called once, when journal and volume can no longer be kept equal.
     pub fn new(
         volume: Arc<Volume>,
         journal: Arc<Journal>,
@@ -47,22 +50,26 @@ impl Capture {
         resumed: bool,
         on_failure: Box<dyn Fn() + Send + Sync>,
     ) -> Arc<Self> {
-        let answered = if resumed { Answered::read(&journal) } else { Answered::default() };
-        let sequencer = Sequencer::new(Arc::clone(&volume), Arc::clone(&journal), Gate::default(), on_failure);
-        Arc::new(Self { volume, journal, commit, sequencer, answered })
+        let sequencer = Sequencer::new(Arc::clone(&volume), Arc::clone(&journal), on_failure);
+        Arc::new(Self { volume, journal, commit, sequencer, resumed, answered: OnceLock::new() })
     }
 
     /// Mutations are performed from now on, in this epoch, whose first record this writes. `dropping`: files without names
     /// that nobody can hold any more are removed, because the application that held them is gone.
-    pub fn open(&self, epoch: u64, member: &str, dropping: bool) -> Result<(), rustix::io::Errno> {
+    pub fn open(self: &Arc<Self>, epoch: u64, member: &str, dropping: bool) -> Result<(), Errno> {
+        if self.resumed {
+            // Before the first record of the new reign, behind which the predecessor's would not be found.
+            self.answered.get_or_init(|| Answered::read(&self.journal, member));
+        }
         self.volume.begin_epoch(epoch);
-        self.sequencer.begin(epoch, member)?;
+        let waiting = self.sequencer.begin(epoch, member, self.resumed)?;
+        self.commit.recover();
+        self.take_up_all(waiting);
         if dropping {
             for id in self.volume.orphans() {
                 self.drop_file(id);
             }
         }
-        self.commit.recover();
         Ok(())
     }
 
@@ -72,14 +79,27 @@ impl Capture {
     }
 
     /// Mutations that wait go on.
-    pub fn resume(&self) {
-        self.sequencer.gate().resume();
+    pub fn resume(self: &Arc<Self>) {
+        let waiting = self.sequencer.gate().resume();
         self.commit.recover();
+        self.take_up_all(waiting);
+    }
+
+    /// They waited long enough: what waits, for the gate or for an acknowledgement, is answered EIO, and so is what comes,
+    /// until `open` or `resume`.
+    pub fn fail_waiting(&self) {
+        refuse_all(self.sequencer.gate().fail_waiting(), Errno::IO);
+        self.commit.fail();
+    }
+
+    /// Every mutation is answered EROFS until `open`: the other member writes.
+    pub fn show_only(&self) {
+        refuse_all(self.sequencer.gate().show_only(), Errno::ROFS);
     }
 
     /// Every mutation and sync is answered EIO, for ever in this process.
     pub fn refuse(&self) {
-        self.sequencer.gate().refuse();
+        refuse_all(self.sequencer.gate().refuse(), Errno::IO);
         self.commit.fail();
     }
 
@@ -93,17 +113,55 @@ impl Capture {
         self.sequencer.stand_still()
     }
 
-    /// Removes a file without names. Outside of an open gate it stays: whoever opens next removes it.
+    /// What a predecessor performed of a request that is sent again.
+    pub(crate) fn performed_of(&self, unique: u64) -> Option<Done> {
+        self.answered.get()?.of(unique)
+    }
+
+    /// Removes a file without names, now or when the gate opens. At any other gate it stays: whoever opens one for a new
+    /// application removes it.
     pub(crate) fn drop_file(&self, id: FileId) {
-        if !self.sequencer.gate().is_open() {
-            return;
-        }
-        let dropped = self.sequencer.names(0, |turn| {
-            // Somebody may have found it again meanwhile, or given it a name.
-            if turn.volume().is_held(id) { Ok(()) } else { turn.perform(&Op::Drop { id }) }
+        let passage = match self.sequencer.enter(0) {
+            Ok(passage) => passage,
+            Err(Stopped::Refused(_)) => return,
+            Err(Stopped::Held) => {
+                if let Some(Waiting::Drop(id)) = self.sequencer.gate().put_down(Waiting::Drop(id)) {
+                    self.drop_file(id);
+                }
+                return;
+            }
+        };
+        let dropped = passage.names(|turn| {
+            // Somebody may have found it again meanwhile, or given it a name, or dropped it.
+            let volume = turn.volume();
+            let is_gone = volume.attributes(id).map_or(true, |found| found.links > 0);
+            if is_gone || volume.is_held(id) { Ok(()) } else { turn.perform(&Op::Drop { id }) }
         });
         if let Err(errno) = dropped {
             tracing::warn!(id = id.0, %errno, "a file without names stays for now");
         }
     }
+
+    /// On a thread of its own: whoever opened the gate decides, and must not wait for a disk.
+    fn take_up_all(self: &Arc<Self>, waiting: Vec<Waiting>) {
+        if waiting.is_empty() {
+            return;
+        }
+        let capture = Arc::clone(self);
+        let shared = Arc::new(parking_lot::Mutex::new(waiting));
+        let theirs = Arc::clone(&shared);
+        let started = std::thread::Builder::new().name("capture-waited".into()).spawn(move || {
+            let waiting = std::mem::take(&mut *theirs.lock());
+            waiting.into_iter().for_each(|one| capture.take_up(one));
+        });
+        if let Err(error) = started {
+            tracing::warn!(%error, "what waited goes on without a thread of its own");
+            let waiting = std::mem::take(&mut *shared.lock());
+            waiting.into_iter().for_each(|one| self.take_up(one));
+        }
+    }
+}
+
+fn refuse_all(waiting: Vec<Waiting>, errno: Errno) {
+    waiting.into_iter().for_each(|one| one.refuse(errno));
 }

@@ -177,7 +177,17 @@ fn a_gate_that_holds_or_refuses() {
     let mounted = Mounted::new();
     let root = mounted.path();
     fs::write(root.join("f"), "one").unwrap();
+    for number in 0..10 {
+        fs::write(root.join(format!("w{number}")), "one").unwrap();
+    }
     mounted.capture.hold();
+    // More than there are threads that serve.
+    let writers: Vec<_> = (0..10)
+        .map(|number| {
+            let path = root.join(format!("w{number}"));
+            std::thread::spawn(move || fs::write(path, "two"))
+        })
+        .collect();
     let writer = std::thread::spawn({
         let path = root.join("f");
         move || fs::write(path, "two")
@@ -187,6 +197,22 @@ fn a_gate_that_holds_or_refuses() {
     assert_eq!(fs::read(root.join("f")).unwrap(), b"one", "reads go on");
     mounted.capture.resume();
     writer.join().unwrap().unwrap();
+    for (number, writer) in writers.into_iter().enumerate() {
+        writer.join().unwrap().unwrap();
+        assert_eq!(fs::read(root.join(format!("w{number}"))).unwrap(), b"two");
+    }
+
+    // Those that waited too long are told so; then all goes on.
+    mounted.capture.hold();
+    let writer = std::thread::spawn({
+        let path = root.join("w0");
+        move || fs::write(path, "three")
+    });
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    mounted.capture.fail_waiting();
+    assert_eq!(writer.join().unwrap().unwrap_err().raw_os_error(), Some(5));
+    mounted.capture.resume();
+    fs::write(root.join("w0"), "four").unwrap();
     assert_eq!(fs::read(root.join("f")).unwrap(), b"two");
 
     // Nothing may be acknowledged: a sync waits, and fails when the member is fenced.
@@ -202,4 +228,26 @@ fn a_gate_that_holds_or_refuses() {
     assert_eq!(written.unwrap_err().raw_os_error(), Some(5));
     assert!(fs::write(root.join("g"), "x").is_err());
     mounted.end();
+}
+
+/// Not a test: serves TANDEM_BACKING at TANDEM_MOUNT until it is unmounted, for suites and measurements from outside.
+#[test]
+#[ignore = "serves until unmounted"]
+fn serve() {
+    let (Some(backing), Some(mount)) = (std::env::var_os("TANDEM_BACKING"), std::env::var_os("TANDEM_MOUNT")) else {
+        return;
+    };
+    let options = volume::Options { devices: true, ..volume::Options::default() };
+    let volume = Arc::new(Volume::adopt(Path::new(&backing), options).unwrap());
+    let (journal, _) = Journal::open(&Path::new(&backing).join(".tandem/journal"), Options::new([7; 16])).unwrap();
+    let journal = Arc::new(journal);
+    let commit = Commit::start(Arc::clone(&journal), Box::new(|| eprintln!("the journal failed"))).unwrap();
+    commit.set_rule(AckRule::Alone { entitled_until: None });
+    let fail = Box::new(|| eprintln!("the member gave up"));
+    let capture = Capture::new(volume, Arc::clone(&journal), commit, false, fail);
+    let session = transport::mount_here(Path::new(&mount)).unwrap();
+    let running = requests::serve(&capture, &session, 4).unwrap();
+    let epoch = journal.end().epoch + 1;
+    capture.open(epoch, "a", true).unwrap();
+    running.wait();
 }

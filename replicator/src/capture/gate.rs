@@ -1,93 +1,145 @@
-//! Whether this member may change anything, asked by every mutation on its way.
+//! Whether this member may change anything, asked by every mutation on its way. A request that must wait does not keep a
+//! thread: it is put down here, and whoever opens the gate takes all of them up again, so reads go on meanwhile.
+//!
+//! ```text
+//! Held <-> Open        Held -> ReadOnly        any -> Refused (no way back)
+//! ```
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 /// What happens to a mutation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// It waits.
+    /// It waits. The epoch is the one the gate was open in before (0: never).
     Held { epoch: u64 },
     /// It is performed in this epoch.
     Open { epoch: u64 },
+    /// It is answered EROFS: the other member writes, this one shows.
+    ReadOnly,
     /// It is answered EIO. There is no way back.
     Refused,
 }
 
-/// The gate of the write path. Begins held.
+/// What the gate says to a mutation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// Perform in this epoch.
+    Pass(u64),
+    /// Wait: `put_down`.
+    Wait,
+    /// Answer this.
+    Refuse(Errno),
+}
+
+/// The gate of the write path, and the requests of type `R` that wait at it. Begins held.
 #[derive(Debug)]
-pub struct Gate {
-    state: Mutex<State>,
-    changed: Condvar,
+pub struct Gate<R> {
+    inner: Mutex<Inner<R>>,
 }
 
-impl Default for Gate {
+#[derive(Debug)]
+struct Inner<R> {
+    state: State,
+    /// While held: nothing waits any longer, it is answered EIO.
+    failing: bool,
+    waiting: Vec<R>,
+}
+
+impl<R> Default for Gate<R> {
     fn default() -> Self {
-        Self { state: Mutex::new(State::Held { epoch: 0 }), changed: Condvar::new() }
+        Self { inner: Mutex::new(Inner { state: State::Held { epoch: 0 }, failing: false, waiting: Vec::new() }) }
     }
 }
 
-impl Gate {
-    /// The epoch to perform in; `None`: wait; an error: refused.
-    pub(crate) fn pass(&self) -> Result<Option<u64>, Errno> {
-        match *self.state.lock() {
-            State::Open { epoch } => Ok(Some(epoch)),
-            State::Held { .. } => Ok(None),
-            State::Refused => Err(Errno::IO),
-        }
+impl<R> Gate<R> {
+    pub(crate) fn ask(&self) -> Word {
+        self.inner.lock().word()
     }
 
-    /// Waits while the gate is held.
-    pub(crate) fn wait(&self) {
-        let mut state = self.state.lock();
-        while matches!(*state, State::Held { .. }) {
-            self.changed.wait(&mut state);
+    /// Leaves a request here until the gate opens or refuses; gives it back if it need not wait any more.
+    pub(crate) fn put_down(&self, request: R) -> Option<R> {
+        let mut inner = self.inner.lock();
+        if inner.word() == Word::Wait {
+            inner.waiting.push(request);
+            None
+        } else {
+            Some(request)
         }
     }
 
     /// Whether mutations are performed.
     pub fn is_open(&self) -> bool {
-        matches!(*self.state.lock(), State::Open { .. })
+        matches!(self.inner.lock().state, State::Open { .. })
     }
 
-    pub(crate) fn open(&self, epoch: u64) -> Result<(), Errno> {
-        self.change(|state| match state {
-            State::Refused => None,
-            State::Held { .. } | State::Open { .. } => Some(State::Open { epoch }),
-        })
+    /// Whether nothing can have changed.
+    pub(crate) fn shows_only(&self) -> bool {
+        self.inner.lock().state == State::ReadOnly
+    }
+
+    /// The requests that waited are to be tried again. So it is with every call below that gives some back.
+    pub(crate) fn open(&self, epoch: u64) -> Result<Vec<R>, Errno> {
+        let mut inner = self.inner.lock();
+        if inner.state == State::Refused {
+            return Err(Errno::IO);
+        }
+        inner.state = State::Open { epoch };
+        inner.failing = false;
+        Ok(std::mem::take(&mut inner.waiting))
     }
 
     pub(crate) fn hold(&self) {
-        // A gate that refuses goes on refusing, which holds everything just as well.
-        self.change(|state| match state {
-            State::Open { epoch } | State::Held { epoch } => Some(State::Held { epoch }),
-            State::Refused => None,
-        })
-        .ok();
+        let mut inner = self.inner.lock();
+        inner.state = match inner.state {
+            State::Open { epoch } | State::Held { epoch } => State::Held { epoch },
+            // They change nothing, which is all that holding is for.
+            State::ReadOnly => State::ReadOnly,
+            State::Refused => State::Refused,
+        };
     }
 
     /// Opens a held gate again, in the epoch it was open in; one that never was open stays as it is.
-    pub(crate) fn resume(&self) {
-        self.change(|state| match state {
-            State::Held { epoch } if epoch > 0 => Some(State::Open { epoch }),
-            State::Held { .. } | State::Open { .. } | State::Refused => None,
-        })
-        .ok();
+    pub(crate) fn resume(&self) -> Vec<R> {
+        let mut inner = self.inner.lock();
+        inner.failing = false;
+        match inner.state {
+            State::Held { epoch } if epoch > 0 => inner.state = State::Open { epoch },
+            State::Held { .. } | State::Open { .. } | State::ReadOnly | State::Refused => return Vec::new(),
+        }
+        std::mem::take(&mut inner.waiting)
     }
 
-    pub(crate) fn refuse(&self) {
-        self.change(|_| Some(State::Refused)).ok();
+    /// While the gate is held, nothing waits any longer.
+    pub(crate) fn fail_waiting(&self) -> Vec<R> {
+        let mut inner = self.inner.lock();
+        inner.failing = true;
+        std::mem::take(&mut inner.waiting)
     }
 
-    fn change(&self, next: impl FnOnce(State) -> Option<State>) -> Result<(), Errno> {
-        let mut state = self.state.lock();
-        match next(*state) {
-            Some(next) => {
-                *state = next;
-                self.changed.notify_all();
-                Ok(())
-            }
-            None => Err(Errno::IO),
+    pub(crate) fn show_only(&self) -> Vec<R> {
+        let mut inner = self.inner.lock();
+        if inner.state != State::Refused {
+            inner.state = State::ReadOnly;
+        }
+        std::mem::take(&mut inner.waiting)
+    }
+
+    pub(crate) fn refuse(&self) -> Vec<R> {
+        let mut inner = self.inner.lock();
+        inner.state = State::Refused;
+        std::mem::take(&mut inner.waiting)
+    }
+}
+
+impl<R> Inner<R> {
+    fn word(&self) -> Word {
+        match self.state {
+            State::Open { epoch } => Word::Pass(epoch),
+            State::Held { .. } if self.failing => Word::Refuse(Errno::IO),
+            State::Held { .. } => Word::Wait,
+            State::ReadOnly => Word::Refuse(Errno::ROFS),
+            State::Refused => Word::Refuse(Errno::IO),
         }
     }
 }
@@ -98,20 +150,47 @@ mod tests {
 
     #[test]
     fn a_gate_that_refuses_never_opens_again() {
-        let gate = Gate::default();
-        assert_eq!(gate.pass(), Ok(None));
+        let gate: Gate<u8> = Gate::default();
+        assert_eq!(gate.ask(), Word::Wait);
         gate.resume();
-        assert_eq!(gate.pass(), Ok(None), "what never was open is not resumed");
+        assert_eq!(gate.ask(), Word::Wait, "what never was open is not resumed");
         gate.open(3).unwrap();
-        assert_eq!(gate.pass(), Ok(Some(3)));
+        assert_eq!(gate.ask(), Word::Pass(3));
         gate.hold();
-        assert_eq!(gate.pass(), Ok(None));
+        assert_eq!(gate.ask(), Word::Wait);
         gate.resume();
-        assert_eq!(gate.pass(), Ok(Some(3)));
+        assert_eq!(gate.ask(), Word::Pass(3));
         gate.refuse();
         gate.hold();
         gate.resume();
+        gate.show_only();
         assert_eq!(gate.open(4), Err(Errno::IO));
-        assert_eq!(gate.pass(), Err(Errno::IO));
+        assert_eq!(gate.ask(), Word::Refuse(Errno::IO));
+    }
+
+    #[test]
+    fn what_waits_is_taken_up_once_by_whoever_ends_the_waiting() {
+        let gate = Gate::default();
+        assert_eq!(gate.put_down(1), None);
+        assert_eq!(gate.put_down(2), None);
+        assert_eq!(gate.open(1), Ok(vec![1, 2]));
+        assert_eq!(gate.put_down(3), Some(3), "nothing is left at an open gate");
+        gate.hold();
+        assert_eq!(gate.put_down(3), None);
+        assert_eq!(gate.fail_waiting(), vec![3]);
+        assert_eq!(gate.put_down(4), Some(4));
+        assert_eq!(gate.ask(), Word::Refuse(Errno::IO));
+        assert_eq!(gate.resume(), Vec::new());
+        assert_eq!(gate.ask(), Word::Pass(1));
+    }
+
+    #[test]
+    fn a_gate_that_shows_only_can_open_later() {
+        let gate: Gate<u8> = Gate::default();
+        gate.show_only();
+        gate.hold();
+        assert_eq!(gate.ask(), Word::Refuse(Errno::ROFS));
+        gate.open(2).unwrap();
+        assert_eq!(gate.ask(), Word::Pass(2));
     }
 }

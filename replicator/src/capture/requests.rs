@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::sequence::Turn;
+use super::resend::Done;
+use super::sequence::{Passage, Stopped, Turn};
 use super::transport::{Handler, Reply, with_scratch};
 use super::wire::{
     self, Attr, Entry, FOPEN_KEEP_CACHE, KEEP_SECONDS, Listing, Operation, Request, SetAttributes, SetTime, StatFs,
@@ -37,48 +38,118 @@ const O_DSYNC: u32 = 0o10_000;
 /// Cookies of a listing: what the volume counts begins after `.` and `..`.
 const DOTS: u64 = 2;
 
+/// What waits at a held gate.
+#[derive(Debug)]
+pub(crate) enum Waiting {
+    /// A request of the kernel, with the bytes it came as.
+    Request(Box<[u8]>, Reply),
+    /// A file without names that nobody holds any more is to go.
+    Drop(FileId),
+}
+
+impl Waiting {
+    pub(crate) fn refuse(self, errno: Errno) {
+        match self {
+            Waiting::Request(_, reply) => reply.error(errno),
+            // It stays, and goes when a gate is opened for a new application.
+            Waiting::Drop(_) => {}
+        }
+    }
+}
+
 impl Handler for Capture {
     fn handle(&self, request: Request<'_>, reply: Reply) {
-        let id = FileId(request.nodeid);
-        let unique = request.unique;
-        if request.resent
-            && let Some(file) = self.answered.by(unique)
-        {
-            return self.answer_again(id, file, &request.operation, reply);
+        if !changes_something(&request.operation) {
+            return self.look(&request, reply);
         }
-        let who = Who { unique, uid: request.uid, gid: request.gid };
-        match request.operation {
-            Operation::Lookup { name } => self.lookup(id, name, reply),
-            Operation::Forget(forgets) => self.forget(forgets),
-            Operation::GetAttributes { .. } => self.attributes(id, reply),
-            Operation::SetAttributes(changes) => self.set_attributes(unique, id, &changes, reply),
-            Operation::ReadLink => answer(reply, self.volume.readlink(id), |reply, target| reply.bytes(&target)),
-            Operation::Symlink { name, target } => self.create(&who, id, name, Kind::Symlink(target), 0o777, 0, reply),
-            Operation::MakeNode { name, mode, device, umask } => match node_kind(mode, device) {
-                Some(kind) => self.create(&who, id, name, kind, mode & PERMISSIONS, umask, reply),
-                None => reply.error(Errno::INVAL),
+        match self.sequencer.enter(request.unique) {
+            // Asked behind the gate: before it opened, what a predecessor performed was not known.
+            Ok(passage) if request.resent => {
+                let done = self.performed_of(request.unique);
+                self.change(passage.after(done), &request, reply);
+            }
+            Ok(passage) => self.change(passage, &request, reply),
+            Err(Stopped::Refused(errno)) => reply.error(errno),
+            Err(Stopped::Held) => {
+                let waiting = Waiting::Request(Box::from(request.message), reply);
+                if let Some(again) = self.sequencer.gate().put_down(waiting) {
+                    self.take_up(again);
+                }
+            }
+        }
+    }
+}
+
+fn changes_something(operation: &Operation<'_>) -> bool {
+    match operation {
+        Operation::SetAttributes(_)
+        | Operation::Symlink { .. }
+        | Operation::MakeNode { .. }
+        | Operation::MakeDirectory { .. }
+        | Operation::Unlink { .. }
+        | Operation::RemoveDirectory { .. }
+        | Operation::Rename { .. }
+        | Operation::Link { .. }
+        | Operation::Write { .. }
+        | Operation::SetXattr { .. }
+        | Operation::RemoveXattr { .. }
+        | Operation::Fallocate { .. }
+        | Operation::TemporaryFile { .. } => true,
+        Operation::Lookup { .. }
+        | Operation::Forget(_)
+        | Operation::GetAttributes { .. }
+        | Operation::ReadLink
+        | Operation::Open { .. }
+        | Operation::Read { .. }
+        | Operation::StatFs
+        | Operation::Release { .. }
+        | Operation::Fsync { .. }
+        | Operation::GetXattr { .. }
+        | Operation::ListXattr { .. }
+        | Operation::Flush { .. }
+        | Operation::Init(_)
+        | Operation::OpenDirectory { .. }
+        | Operation::ReadDirectory { .. }
+        | Operation::ReleaseDirectory { .. }
+        | Operation::FsyncDirectory { .. }
+        | Operation::Access { .. }
+        | Operation::Create { .. }
+        | Operation::Interrupt { .. }
+        | Operation::Destroy
+        | Operation::Seek { .. }
+        | Operation::CopyFileRange { .. }
+        | Operation::SyncFs
+        | Operation::Unsupported { .. } => false,
+    }
+}
+
+impl Capture {
+    /// Tries again what waited at the gate.
+    pub(crate) fn take_up(&self, waiting: Waiting) {
+        match waiting {
+            Waiting::Drop(id) => self.drop_file(id),
+            Waiting::Request(message, reply) => match wire::parse(&message) {
+                Ok(parsed) => self.handle(parsed.request, reply),
+                // It was parsed once before.
+                Err(_) => reply.error(Errno::IO),
             },
-            Operation::MakeDirectory { name, mode, umask } => {
-                self.create(&who, id, name, Kind::Directory, mode & PERMISSIONS, umask, reply);
-            }
-            Operation::Unlink { name } | Operation::RemoveDirectory { name } => self.unlink(unique, id, name, reply),
-            Operation::Rename { name, new_parent, new_name, flags } => {
-                self.rename(unique, id, name, FileId(new_parent), new_name, flags, reply);
-            }
-            Operation::Link { file, name } => self.link(unique, FileId(file), id, name, reply),
-            Operation::Read { offset, size, .. } => with_scratch(size, |buffer| {
-                answer(reply, self.volume.read(id, offset, buffer), |reply, length| reply.bytes(&buffer[..length]));
+        }
+    }
+
+    fn look(&self, request: &Request<'_>, reply: Reply) {
+        let id = FileId(request.nodeid);
+        match &request.operation {
+            Operation::Lookup { name } => self.lookup(id, name, reply),
+            Operation::Forget(forgets) => self.forget(forgets.clone()),
+            Operation::GetAttributes { .. } => self.attributes(id, reply),
+            Operation::ReadLink => answer(reply, self.volume.readlink(id), |reply, target| reply.bytes(&target)),
+            Operation::Read { offset, size, .. } => with_scratch(*size, |buffer| {
+                answer(reply, self.volume.read(id, *offset, buffer), |reply, length| reply.bytes(&buffer[..length]));
             }),
-            Operation::Write { offset, data, write_flags, flags, .. } => {
-                self.write(unique, id, offset, data, write_flags, flags, reply);
-            }
             Operation::StatFs => self.statfs(reply),
             Operation::Fsync { .. } | Operation::FsyncDirectory { .. } | Operation::SyncFs => self.sync(reply),
-            Operation::SetXattr { name, value, flags, setxattr_flags } => {
-                self.set_xattr(unique, id, name, value, flags, setxattr_flags, reply);
-            }
             Operation::GetXattr { name, size } => {
-                answer(reply, self.volume.get_xattr(id, name), |reply, value| sized(reply, &value, size));
+                answer(reply, self.volume.get_xattr(id, name), |reply, value| sized(reply, &value, *size));
             }
             Operation::ListXattr { size } => answer(reply, self.volume.list_xattr(id), |reply, names| {
                 let mut list = Vec::new();
@@ -86,26 +157,15 @@ impl Handler for Capture {
                     list.extend_from_slice(&name);
                     list.push(0);
                 }
-                sized(reply, &list, size);
+                sized(reply, &list, *size);
             }),
-            Operation::RemoveXattr { name } => {
-                let done = self.sequencer.file(unique, id, |turn| {
-                    turn.volume().get_xattr(id, name)?;
-                    turn.perform(&Op::RemoveXattr { id, name })
-                });
-                answer(reply, done, |reply, _| reply.ok());
-            }
-            Operation::ReadDirectory { offset, size, plus, .. } => self.list(id, offset, size, plus, reply),
-            Operation::Fallocate { offset, length, mode, .. } => {
-                self.allocate(unique, id, offset, length, mode, reply);
-            }
-            Operation::Seek { offset, whence, .. } => match whence {
+            Operation::ReadDirectory { offset, size, plus, .. } => self.list(id, *offset, *size, *plus, reply),
+            Operation::Seek { offset, whence, .. } => match *whence {
                 SEEK_DATA | SEEK_HOLE => {
-                    answer(reply, self.volume.seek(id, offset, whence == SEEK_HOLE), |reply, at| reply.position(at));
+                    answer(reply, self.volume.seek(id, *offset, *whence == SEEK_HOLE), |reply, at| reply.position(at));
                 }
                 _ => reply.error(Errno::INVAL),
             },
-            Operation::TemporaryFile { mode, umask, .. } => self.unnamed(&who, id, mode & PERMISSIONS, umask, reply),
             Operation::Release { .. } | Operation::ReleaseDirectory { .. } | Operation::Destroy => reply.ok(),
             // An operation that waits for the other member cannot be withdrawn: it is in the journal.
             Operation::Interrupt { .. } => drop(reply),
@@ -118,13 +178,119 @@ impl Handler for Capture {
             | Operation::CopyFileRange { .. }
             | Operation::Init(_)
             | Operation::Unsupported { .. } => reply.error(Errno::NOSYS),
+            // These are for `change`.
+            Operation::SetAttributes(_)
+            | Operation::Symlink { .. }
+            | Operation::MakeNode { .. }
+            | Operation::MakeDirectory { .. }
+            | Operation::Unlink { .. }
+            | Operation::RemoveDirectory { .. }
+            | Operation::Rename { .. }
+            | Operation::Link { .. }
+            | Operation::Write { .. }
+            | Operation::SetXattr { .. }
+            | Operation::RemoveXattr { .. }
+            | Operation::Fallocate { .. }
+            | Operation::TemporaryFile { .. } => reply.error(Errno::IO),
+        }
+    }
+
+    fn change(&self, passage: Passage<'_>, request: &Request<'_>, reply: Reply) {
+        let id = FileId(request.nodeid);
+        if let Some(file) = passage.done().and_then(Done::file)
+            && is_one_operation(&request.operation)
+        {
+            // A predecessor did all that was asked.
+            drop(passage);
+            return if let Operation::Link { .. } | Operation::Symlink { .. } = request.operation {
+                self.entry(file, reply);
+            } else {
+                reply.ok();
+            };
+        }
+        let who = Who { uid: request.uid, gid: request.gid };
+        match &request.operation {
+            Operation::SetAttributes(changes) => self.set_attributes(passage, id, changes, reply),
+            Operation::Symlink { name, target } => {
+                self.create(passage, &who, id, name, Kind::Symlink(target), 0o777, 0, reply);
+            }
+            Operation::MakeNode { name, mode, device, umask } => match node_kind(*mode, *device) {
+                Some(kind) => self.create(passage, &who, id, name, kind, mode & PERMISSIONS, *umask, reply),
+                None => reply.error(Errno::INVAL),
+            },
+            Operation::MakeDirectory { name, mode, umask } => {
+                self.create(passage, &who, id, name, Kind::Directory, mode & PERMISSIONS, *umask, reply);
+            }
+            Operation::Unlink { name } | Operation::RemoveDirectory { name } => self.unlink(passage, id, name, reply),
+            Operation::Rename { name, new_parent, new_name, flags } => {
+                self.rename(passage, id, name, FileId(*new_parent), new_name, *flags, reply);
+            }
+            Operation::Link { file, name } => self.link(passage, FileId(*file), id, name, reply),
+            Operation::Write { offset, data, write_flags, flags, .. } => {
+                self.write(passage, id, *offset, data, *write_flags, *flags, reply);
+            }
+            Operation::SetXattr { name, value, flags, setxattr_flags } => {
+                self.set_xattr(passage, id, name, value, *flags, *setxattr_flags, reply);
+            }
+            Operation::RemoveXattr { name } => {
+                let done = passage.file(id, |turn| {
+                    turn.volume().get_xattr(id, name)?;
+                    turn.perform(&Op::RemoveXattr { id, name })
+                });
+                answer(reply, done, |reply, _| reply.ok());
+            }
+            Operation::Fallocate { offset, length, mode, .. } => {
+                self.allocate(passage, id, *offset, *length, *mode, reply);
+            }
+            Operation::TemporaryFile { mode, umask, .. } => {
+                self.unnamed(passage, &who, id, mode & PERMISSIONS, *umask, reply);
+            }
+            // These are for `look`.
+            Operation::Lookup { .. }
+            | Operation::Forget(_)
+            | Operation::GetAttributes { .. }
+            | Operation::ReadLink
+            | Operation::Open { .. }
+            | Operation::Read { .. }
+            | Operation::StatFs
+            | Operation::Release { .. }
+            | Operation::Fsync { .. }
+            | Operation::GetXattr { .. }
+            | Operation::ListXattr { .. }
+            | Operation::Flush { .. }
+            | Operation::Init(_)
+            | Operation::OpenDirectory { .. }
+            | Operation::ReadDirectory { .. }
+            | Operation::ReleaseDirectory { .. }
+            | Operation::FsyncDirectory { .. }
+            | Operation::Access { .. }
+            | Operation::Create { .. }
+            | Operation::Interrupt { .. }
+            | Operation::Destroy
+            | Operation::Seek { .. }
+            | Operation::CopyFileRange { .. }
+            | Operation::SyncFs
+            | Operation::Unsupported { .. } => reply.error(Errno::IO),
         }
     }
 }
 
+/// Whether a request leads to one operation, and would find nothing to do, or something else, after it.
+fn is_one_operation(operation: &Operation<'_>) -> bool {
+    matches!(
+        operation,
+        Operation::Symlink { .. }
+            | Operation::Unlink { .. }
+            | Operation::RemoveDirectory { .. }
+            | Operation::Rename { .. }
+            | Operation::Link { .. }
+            | Operation::RemoveXattr { .. }
+            | Operation::Fallocate { .. }
+    )
+}
+
 /// On whose behalf a file is made.
 struct Who {
-    unique: u64,
     uid: u32,
     gid: u32,
 }
@@ -174,8 +340,8 @@ impl Capture {
         answer(reply, self.volume.attributes(id), |reply, found| reply.attributes(&attr_of(&found), KEEP_SECONDS));
     }
 
-    fn set_attributes(&self, unique: u64, id: FileId, changes: &SetAttributes, reply: Reply) {
-        let done = self.sequencer.file(unique, id, |turn| {
+    fn set_attributes(&self, passage: Passage<'_>, id: FileId, changes: &SetAttributes, reply: Reply) {
+        let done = passage.file(id, |turn| {
             let now = turn.volume().attributes(id)?;
             if let Some(size) = changes.size {
                 turn.perform(&Op::Truncate { id, size })?;
@@ -205,11 +371,21 @@ impl Capture {
     }
 
     #[allow(clippy::too_many_arguments, reason = "they are those of the request")]
-    fn create(&self, who: &Who, parent: FileId, name: &[u8], kind: Kind<'_>, mode: u32, umask: u32, reply: Reply) {
-        let made = self.sequencer.names(who.unique, |turn| {
+    fn create(
+        &self,
+        passage: Passage<'_>,
+        who: &Who,
+        parent: FileId,
+        name: &[u8],
+        kind: Kind<'_>,
+        mode: u32,
+        umask: u32,
+        reply: Reply,
+    ) {
+        let made = passage.names(|turn| {
             let of = FileKind::of(&kind);
             let born = born(turn.volume(), parent, who, of, mode, umask)?;
-            let id = turn.volume().next_id();
+            let id = turn.done().and_then(Done::file).unwrap_or_else(|| turn.volume().next_id());
             turn.perform(&Op::Create { id, parent, name, kind, mode: born.mode, uid: who.uid, gid: born.gid })?;
             endow(turn, id, &born)?;
             // Held before anybody else may take a turn: it must not be dropped under the kernel's hands.
@@ -225,10 +401,10 @@ impl Capture {
         });
     }
 
-    fn unnamed(&self, who: &Who, parent: FileId, mode: u32, umask: u32, reply: Reply) {
-        let made = self.sequencer.names(who.unique, |turn| {
+    fn unnamed(&self, passage: Passage<'_>, who: &Who, parent: FileId, mode: u32, umask: u32, reply: Reply) {
+        let made = passage.names(|turn| {
             let born = born(turn.volume(), parent, who, FileKind::File, mode, umask)?;
-            let id = turn.volume().next_id();
+            let id = turn.done().and_then(Done::file).unwrap_or_else(|| turn.volume().next_id());
             turn.perform(&Op::CreateUnnamed { id, mode: born.mode, uid: who.uid, gid: born.gid })?;
             turn.volume().hold(id);
             endow(turn, id, &born)?;
@@ -237,25 +413,20 @@ impl Capture {
         answer(reply, made, |reply, found| reply.created(&Entry::found(attr_of(&found)), 0, FOPEN_KEEP_CACHE));
     }
 
-    fn unlink(&self, unique: u64, parent: FileId, name: &[u8], reply: Reply) {
-        let done = self.sequencer.names(unique, |turn| {
+    fn unlink(&self, passage: Passage<'_>, parent: FileId, name: &[u8], reply: Reply) {
+        let done = passage.names(|turn| {
             let id = turn.volume().lookup(parent, name).ok_or(Errno::NOENT)?;
-            turn.perform(&Op::Unlink { id, parent, name })?;
-            Ok(id)
+            turn.perform(&Op::Unlink { id, parent, name })
         });
-        answer(reply, done, |reply, id| {
-            reply.ok();
-            // The kernel held it to name it; after a restart of this process nobody counted that.
-            if !self.volume.is_held(id) {
-                self.let_go(id, 0);
-            }
-        });
+        // It goes when the kernel forgets it: somebody may hold it open, which after a restart of this process is known
+        // to the kernel only.
+        answer(reply, done, |reply, ()| reply.ok());
     }
 
     #[allow(clippy::too_many_arguments, reason = "they are those of the request")]
     fn rename(
         &self,
-        unique: u64,
+        passage: Passage<'_>,
         parent: FileId,
         name: &[u8],
         new_parent: FileId,
@@ -266,7 +437,7 @@ impl Capture {
         if flags & !(RENAME_NOREPLACE | RENAME_EXCHANGE) != 0 {
             return reply.error(Errno::INVAL);
         }
-        let done = self.sequencer.names(unique, |turn| {
+        let done = passage.names(|turn| {
             let id = turn.volume().lookup(parent, name).ok_or(Errno::NOENT)?;
             let there = turn.volume().lookup(new_parent, new_name);
             if flags & RENAME_EXCHANGE != 0 {
@@ -292,15 +463,24 @@ impl Capture {
         answer(reply, done, |reply, ()| reply.ok());
     }
 
-    fn link(&self, unique: u64, id: FileId, parent: FileId, name: &[u8], reply: Reply) {
-        let done = self.sequencer.names(unique, |turn| turn.perform(&Op::Link { id, parent, name }));
+    fn link(&self, passage: Passage<'_>, id: FileId, parent: FileId, name: &[u8], reply: Reply) {
+        let done = passage.names(|turn| turn.perform(&Op::Link { id, parent, name }));
         answer(reply, done, |reply, ()| self.entry(id, reply));
     }
 
     #[allow(clippy::too_many_arguments, reason = "they are those of the request")]
-    fn write(&self, unique: u64, id: FileId, offset: u64, data: &[u8], write_flags: u32, flags: u32, reply: Reply) {
+    fn write(
+        &self,
+        passage: Passage<'_>,
+        id: FileId,
+        offset: u64,
+        data: &[u8],
+        write_flags: u32,
+        flags: u32,
+        reply: Reply,
+    ) {
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-        let done = self.sequencer.file(unique, id, |turn| {
+        let done = passage.file(id, |turn| {
             if write_flags & wire::WRITE_KILL_SUIDGID != 0 {
                 let mode = turn.volume().attributes(id)?.mode;
                 lose_privileges(turn, id, mode)?;
@@ -311,6 +491,8 @@ impl Capture {
             if flags & O_DSYNC == 0 {
                 return reply.written(length);
             }
+            // Nothing was done if a predecessor did it all, and it may not have been told.
+            let seq = if seq == 0 { self.journal.end().seq } else { seq };
             self.commit
                 .when_acknowledged(seq, Box::new(move |told| answer(reply, told, |reply, ()| reply.written(length))));
         });
@@ -318,6 +500,9 @@ impl Capture {
 
     /// Everything that was answered before is to be safe. One file or all: there is one journal.
     fn sync(&self, reply: Reply) {
+        if self.sequencer.gate().shows_only() {
+            return reply.ok();
+        }
         let seq = self.journal.end().seq;
         self.commit.when_acknowledged(seq, Box::new(move |told| answer(reply, told, |reply, ()| reply.ok())));
     }
@@ -325,7 +510,7 @@ impl Capture {
     #[allow(clippy::too_many_arguments, reason = "they are those of the request")]
     fn set_xattr(
         &self,
-        unique: u64,
+        passage: Passage<'_>,
         id: FileId,
         name: &[u8],
         value: &[u8],
@@ -333,8 +518,8 @@ impl Capture {
         setxattr_flags: u32,
         reply: Reply,
     ) {
-        let done = self.sequencer.file(unique, id, |turn| {
-            if flags & (XATTR_CREATE | XATTR_REPLACE) != 0 {
+        let done = passage.file(id, |turn| {
+            if flags & (XATTR_CREATE | XATTR_REPLACE) != 0 && turn.done().is_none() {
                 match turn.volume().get_xattr(id, name) {
                     Ok(_) if flags & XATTR_CREATE != 0 => return Err(Errno::EXIST),
                     Err(Errno::NODATA) if flags & XATTR_REPLACE != 0 => return Err(Errno::NODATA),
@@ -354,7 +539,7 @@ impl Capture {
         answer(reply, done, |reply, _| reply.ok());
     }
 
-    fn allocate(&self, unique: u64, id: FileId, offset: u64, length: u64, mode: u32, reply: Reply) {
+    fn allocate(&self, passage: Passage<'_>, id: FileId, offset: u64, length: u64, mode: u32, reply: Reply) {
         let keep_size = mode & FALLOCATE_KEEP_SIZE != 0;
         let op = match mode & !FALLOCATE_KEEP_SIZE {
             0 => Op::Allocate { id, offset, length, keep_size },
@@ -363,7 +548,7 @@ impl Capture {
             // Collapsing and inserting ranges cannot be redone over a later state of the file.
             _ => return reply.error(Errno::OPNOTSUPP),
         };
-        let done = self.sequencer.file(unique, id, |turn| turn.perform(&op));
+        let done = passage.file(id, |turn| turn.perform(&op));
         answer(reply, done, |reply, _| reply.ok());
     }
 
@@ -434,72 +619,6 @@ impl Capture {
                 namelen: 255,
             });
         });
-    }
-
-    /// Answers a request that a predecessor performed.
-    fn answer_again(&self, id: FileId, file: FileId, operation: &Operation<'_>, reply: Reply) {
-        match operation {
-            Operation::Symlink { .. }
-            | Operation::MakeNode { .. }
-            | Operation::MakeDirectory { .. }
-            | Operation::Link { .. } => self.entry(file, reply),
-            Operation::TemporaryFile { .. } => {
-                self.volume.hold(file);
-                answer(reply, self.volume.attributes(file), |reply, found| {
-                    reply.created(&Entry::found(attr_of(&found)), 0, FOPEN_KEEP_CACHE);
-                });
-            }
-            Operation::SetAttributes(changes) => {
-                // Several operations, of which the first may be all there is. Each may be done twice.
-                self.set_attributes(0, id, changes, reply);
-            }
-            Operation::Write { data, flags, .. } => {
-                let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-                if flags & O_DSYNC == 0 {
-                    return reply.written(length);
-                }
-                let seq = self.journal.end().seq;
-                self.commit.when_acknowledged(
-                    seq,
-                    Box::new(move |told| answer(reply, told, |reply, ()| reply.written(length))),
-                );
-            }
-            Operation::Unlink { .. }
-            | Operation::RemoveDirectory { .. }
-            | Operation::Rename { .. }
-            | Operation::SetXattr { .. }
-            | Operation::RemoveXattr { .. }
-            | Operation::Fallocate { .. } => reply.ok(),
-            Operation::Lookup { .. }
-            | Operation::Forget(_)
-            | Operation::GetAttributes { .. }
-            | Operation::ReadLink
-            | Operation::Open { .. }
-            | Operation::Read { .. }
-            | Operation::StatFs
-            | Operation::Release { .. }
-            | Operation::Fsync { .. }
-            | Operation::GetXattr { .. }
-            | Operation::ListXattr { .. }
-            | Operation::Flush { .. }
-            | Operation::Init(_)
-            | Operation::OpenDirectory { .. }
-            | Operation::ReadDirectory { .. }
-            | Operation::ReleaseDirectory { .. }
-            | Operation::FsyncDirectory { .. }
-            | Operation::Access { .. }
-            | Operation::Create { .. }
-            | Operation::Interrupt { .. }
-            | Operation::Destroy
-            | Operation::Seek { .. }
-            | Operation::CopyFileRange { .. }
-            | Operation::SyncFs
-            | Operation::Unsupported { .. } => {
-                // None of these is in the journal.
-                tracing::error!(?operation, "a request without operations was taken for one that was performed");
-                reply.error(Errno::IO);
-            }
-        }
     }
 }
 

@@ -1,26 +1,52 @@
 //! Requests that a predecessor performed and perhaps did not answer. The kernel sends what was not answered again; the
-//! journal names the request of every operation, so a second performance is recognised and only answered.
+//! journal names the request of every operation, so what was done already is recognised and not done twice.
 
 use std::collections::HashMap;
 
 use crate::journal::{Journal, records_after};
 use crate::op::{FileId, Op};
 
-/// Requests that are in the journal already, with the file each concerned.
-#[derive(Debug, Default)]
-pub struct Answered {
-    requests: HashMap<u64, FileId>,
+/// Set in the request's number on operations that make a failed one undone: the request was answered with an error, or is
+/// to be tried anew.
+pub(crate) const UNDONE: u64 = 1 << 62;
+/// The request's number on the first operation of a reign: the connection is one that a predecessor served before.
+pub(crate) const RESUMED: u64 = 1;
+
+/// What of a request is in the journal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Done {
+    /// The file concerned.
+    file: Option<FileId>,
+    kinds: u32,
 }
 
-/// How far back to look. A predecessor had no more requests under way than it had threads.
-const RECORDS: u64 = 4096;
+impl Done {
+    /// The file that the request concerned, or made.
+    pub(crate) fn file(self) -> Option<FileId> {
+        self.file
+    }
+
+    /// Whether an operation of this kind was performed for the request. No request needs two of a kind.
+    pub(crate) fn has(self, op: &Op<'_>) -> bool {
+        self.kinds & (1 << parts(op).1) != 0
+    }
+}
+
+/// Requests that are in the journal already.
+#[derive(Debug, Default)]
+pub(crate) struct Answered {
+    requests: HashMap<u64, Done>,
+}
+
+/// How far back to look. A predecessor had few requests under way; but a synchronous write waits while others go on.
+const RECORDS: u64 = 1 << 16;
 
 impl Answered {
-    /// Reads the end of the journal, back to the predecessor's first record.
-    pub(crate) fn read(journal: &Journal) -> Self {
+    /// Reads the end of the journal, back to where this connection began: the last reign of `member` that was not resumed.
+    pub(crate) fn read(journal: &Journal, member: &str) -> Self {
         let end = journal.end().seq;
         let mut from = end.saturating_sub(RECORDS - 1).max(journal.first()).max(1);
-        let mut requests = HashMap::new();
+        let mut reader = Reader { requests: HashMap::new(), is_own: true };
         while from <= end {
             let mut bytes = Vec::new();
             let batch = match journal.read(from, 1 << 20, &mut bytes) {
@@ -34,45 +60,106 @@ impl Answered {
             };
             for record in records_after(batch.before, &bytes) {
                 let Ok(record) = record else { break };
-                match record.op() {
-                    // Numbers of requests begin anew with each connection; those of an earlier reign mean nothing.
-                    Ok(Op::Begin { .. }) => requests.clear(),
-                    Ok(op) if record.stamp.unique != 0 => {
-                        requests.insert(record.stamp.unique, file_of(&op));
-                    }
-                    Ok(_) | Err(_) => {}
+                if let Ok(op) = record.op() {
+                    reader.take(member, record.stamp.unique, &op);
                 }
             }
             from = batch.last.seq + 1;
         }
-        Self { requests }
+        // A last reign of the other member says nothing about this member's connection.
+        Self { requests: if reader.is_own { reader.requests } else { HashMap::new() } }
     }
 
-    /// The file that a request concerned, if it was performed.
-    pub(crate) fn by(&self, unique: u64) -> Option<FileId> {
+    /// What is in the journal of a request, if anything is.
+    pub(crate) fn of(&self, unique: u64) -> Option<Done> {
         self.requests.get(&unique).copied()
     }
 }
 
-fn file_of(op: &Op<'_>) -> FileId {
+struct Reader {
+    requests: HashMap<u64, Done>,
+    /// Whether the reign being read is this member's. Numbers of requests mean something within one connection only.
+    is_own: bool,
+}
+
+impl Reader {
+    fn take(&mut self, member: &str, unique: u64, op: &Op<'_>) {
+        if let Op::Begin { member: who } = op {
+            let was_own = std::mem::replace(&mut self.is_own, *who == member);
+            if !was_own || !self.is_own || unique != RESUMED {
+                self.requests.clear();
+            }
+        } else if unique & UNDONE != 0 {
+            self.requests.remove(&(unique & !UNDONE));
+        } else if unique != 0 {
+            let (file, kind) = parts(op);
+            let done = self.requests.entry(unique).or_default();
+            done.file.get_or_insert(file);
+            done.kinds |= 1 << kind;
+        }
+    }
+}
+
+/// The file an operation concerns, and a number for its kind.
+fn parts(op: &Op<'_>) -> (FileId, u32) {
     match op {
-        Op::Create { id, .. }
-        | Op::CreateUnnamed { id, .. }
-        | Op::Link { id, .. }
-        | Op::Unlink { id, .. }
-        | Op::Rename { id, .. }
-        | Op::Exchange { id, .. }
-        | Op::Drop { id }
-        | Op::Write { id, .. }
-        | Op::Truncate { id, .. }
-        | Op::Allocate { id, .. }
-        | Op::Punch { id, .. }
-        | Op::Zero { id, .. }
-        | Op::SetMode { id, .. }
-        | Op::SetOwner { id, .. }
-        | Op::SetTimes { id, .. }
-        | Op::SetXattr { id, .. }
-        | Op::RemoveXattr { id, .. } => *id,
-        Op::Begin { .. } => crate::op::ROOT,
+        Op::Create { id, .. } => (*id, 0),
+        Op::CreateUnnamed { id, .. } => (*id, 1),
+        Op::Link { id, .. } => (*id, 2),
+        Op::Unlink { id, .. } => (*id, 3),
+        Op::Rename { id, .. } => (*id, 4),
+        Op::Exchange { id, .. } => (*id, 5),
+        Op::Drop { id } => (*id, 6),
+        Op::Write { id, .. } => (*id, 7),
+        Op::Truncate { id, .. } => (*id, 8),
+        Op::Allocate { id, .. } => (*id, 9),
+        Op::Punch { id, .. } => (*id, 10),
+        Op::Zero { id, .. } => (*id, 11),
+        Op::SetMode { id, .. } => (*id, 12),
+        Op::SetOwner { id, .. } => (*id, 13),
+        Op::SetTimes { id, .. } => (*id, 14),
+        // The two rules that a new file may inherit are of different kinds.
+        Op::SetXattr { id, name: b"system.posix_acl_default", .. } => (*id, 15),
+        Op::SetXattr { id, .. } => (*id, 16),
+        Op::RemoveXattr { id, .. } => (*id, 17),
+        Op::Begin { .. } => (crate::op::ROOT, 18),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(records: &[(u64, Op<'_>)]) -> Option<HashMap<u64, Done>> {
+        let mut reader = Reader { requests: HashMap::new(), is_own: true };
+        for (unique, op) in records {
+            reader.take("a", *unique, op);
+        }
+        reader.is_own.then_some(reader.requests)
+    }
+
+    const WRITE: Op<'_> = Op::Write { id: FileId(7), offset: 0, data: b"x" };
+    const MODE: Op<'_> = Op::SetMode { id: FileId(7), mode: 0 };
+    const BEGIN: Op<'_> = Op::Begin { member: "a" };
+
+    #[test]
+    fn a_request_that_was_half_performed_is_known_by_its_half() {
+        let requests = read(&[(0, BEGIN), (4, MODE)]).unwrap();
+        assert!(requests[&4].has(&MODE));
+        assert!(!requests[&4].has(&WRITE), "the data did not get into the journal");
+    }
+
+    #[test]
+    fn numbers_of_another_connection_mean_nothing() {
+        assert!(read(&[(0, BEGIN), (4, WRITE), (0, BEGIN)]).unwrap().is_empty());
+        assert!(read(&[(0, BEGIN), (4, WRITE), (RESUMED, BEGIN)]).unwrap().contains_key(&4));
+        assert_eq!(read(&[(0, BEGIN), (4, WRITE), (RESUMED, Op::Begin { member: "b" }), (4, MODE)]), None);
+        let both = [(0, BEGIN), (4, WRITE), (0, Op::Begin { member: "b" }), (6, WRITE), (RESUMED, BEGIN)];
+        assert!(read(&both).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_was_made_undone_was_not_done() {
+        assert!(read(&[(0, BEGIN), (4, WRITE), (4 | UNDONE, WRITE)]).unwrap().is_empty());
     }
 }

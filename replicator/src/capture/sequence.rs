@@ -7,10 +7,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::io::Errno;
 
-use super::gate::Gate;
+use super::gate::{Gate, Word};
+use super::requests::Waiting;
+use super::resend::{Done, RESUMED, UNDONE};
 use crate::clock;
 use crate::journal::{Journal, JournalError};
 use crate::op::{FileId, Op, Stamp};
@@ -23,10 +25,10 @@ const SPACE_AGE_MILLIS: u64 = 100;
 const RESERVE_BYTES: u64 = 4 << 20;
 
 /// Orders mutations.
-pub struct Sequencer {
+pub(crate) struct Sequencer {
     volume: Arc<Volume>,
     journal: Arc<Journal>,
-    gate: Gate,
+    gate: Gate<Waiting>,
     /// Held shared by each mutation, exclusively by whoever needs the volume to stand still.
     barrier: RwLock<()>,
     /// Held by every change of names.
@@ -45,25 +47,40 @@ struct Space {
     asked: AtomicU64,
 }
 
+/// A mutation that passed the gate. While it lives, nobody who held the gate believes that all stands still. A thread has
+/// one at a time: a second would wait for whoever waits for the first.
+pub(crate) struct Passage<'a> {
+    sequencer: &'a Sequencer,
+    epoch: u64,
+    unique: u64,
+    done: Option<Done>,
+    _under_way: RwLockReadGuard<'a, ()>,
+}
+
+/// Why a mutation did not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stopped {
+    /// The gate is held: put the request down there.
+    Held,
+    /// Answer this.
+    Refused(Errno),
+}
+
 /// A mutation's turn: its locks are held.
-pub struct Turn<'a> {
+pub(crate) struct Turn<'a> {
     sequencer: &'a Sequencer,
     epoch: u64,
     stamp: Stamp,
+    done: Option<Done>,
     last: u64,
 }
 
 impl Sequencer {
-    pub(crate) fn new(
-        volume: Arc<Volume>,
-        journal: Arc<Journal>,
-        gate: Gate,
-        on_failure: Box<dyn Fn() + Send + Sync>,
-    ) -> Self {
+    pub(crate) fn new(volume: Arc<Volume>, journal: Arc<Journal>, on_failure: Box<dyn Fn() + Send + Sync>) -> Self {
         Self {
             volume,
             journal,
-            gate,
+            gate: Gate::default(),
             barrier: RwLock::new(()),
             names: Mutex::new(()),
             files: std::array::from_fn(|_| Mutex::new(())),
@@ -73,56 +90,25 @@ impl Sequencer {
         }
     }
 
-    /// The gate.
-    pub fn gate(&self) -> &Gate {
+    pub(crate) fn gate(&self) -> &Gate<Waiting> {
         &self.gate
     }
 
-    /// Takes a turn at the names of all files.
-    pub(crate) fn names<T>(
-        &self,
-        unique: u64,
-        work: impl FnOnce(&mut Turn<'_>) -> Result<T, Errno>,
-    ) -> Result<T, Errno> {
-        self.turn(unique, || self.names.lock(), work).map(|(result, _)| result)
-    }
-
-    /// Takes a turn at the content and attributes of one file. Also tells the number of the last operation.
-    pub(crate) fn file<T>(
-        &self,
-        unique: u64,
-        id: FileId,
-        work: impl FnOnce(&mut Turn<'_>) -> Result<T, Errno>,
-    ) -> Result<(T, u64), Errno> {
-        let stripe = &self.files[(id.0 % STRIPES as u64) as usize];
-        self.turn(unique, || stripe.lock(), work)
-    }
-
-    fn turn<'a, T>(
-        &'a self,
-        unique: u64,
-        lock: impl FnOnce() -> MutexGuard<'a, ()>,
-        work: impl FnOnce(&mut Turn<'_>) -> Result<T, Errno>,
-    ) -> Result<(T, u64), Errno> {
-        loop {
-            let passage = self.barrier.read();
-            // Asked behind the barrier: whoever held the gate and then the barrier knows that nobody is under way.
-            if let Some(epoch) = self.gate.pass()? {
-                let _order = lock();
-                let stamp = Stamp { time: clock::wall_nanoseconds(), unique };
-                let mut turn = Turn { sequencer: self, epoch, stamp, last: 0 };
-                let result = work(&mut turn)?;
-                return Ok((result, turn.last));
-            }
-            drop(passage);
-            self.gate.wait();
+    /// The way of every mutation.
+    pub(crate) fn enter(&self, unique: u64) -> Result<Passage<'_>, Stopped> {
+        let under_way = self.barrier.read();
+        // Asked behind the barrier: whoever held the gate and then the barrier knows that nobody is under way.
+        match self.gate.ask() {
+            Word::Pass(epoch) => Ok(Passage { sequencer: self, epoch, unique, done: None, _under_way: under_way }),
+            Word::Wait => Err(Stopped::Held),
+            Word::Refuse(errno) => Err(Stopped::Refused(errno)),
         }
     }
 
-    /// Opens the gate in a new epoch, whose first record this is.
-    pub(crate) fn begin(&self, epoch: u64, member: &str) -> Result<(), Errno> {
+    /// Opens the gate in a new epoch, whose first record this is. Gives back what waited there.
+    pub(crate) fn begin(&self, epoch: u64, member: &str, resumed: bool) -> Result<Vec<Waiting>, Errno> {
         let _still = self.barrier.write();
-        let stamp = Stamp { time: clock::wall_nanoseconds(), unique: 0 };
+        let stamp = Stamp { time: clock::wall_nanoseconds(), unique: if resumed { RESUMED } else { 0 } };
         self.journal.append(epoch, stamp, &Op::Begin { member }).map_err(|error| self.journal_failed(&error))?;
         self.gate.open(epoch)
     }
@@ -149,7 +135,9 @@ impl Sequencer {
 
     /// Journal and volume may differ from here on: this process changes nothing more.
     fn give_up(&self) {
-        self.gate.refuse();
+        for one in self.gate.refuse() {
+            one.refuse(Errno::IO);
+        }
         if !self.failed.swap(true, Ordering::AcqRel) {
             (self.on_failure)();
         }
@@ -180,6 +168,46 @@ impl Sequencer {
     }
 }
 
+impl Passage<'_> {
+    /// The request was sent before: a predecessor performed this of it.
+    pub(crate) fn after(self, done: Option<Done>) -> Self {
+        Self { done, ..self }
+    }
+
+    /// What a predecessor performed of the same request.
+    pub(crate) fn done(&self) -> Option<Done> {
+        self.done
+    }
+
+    /// Takes a turn at the names of all files.
+    pub(crate) fn names<T>(self, work: impl FnOnce(&mut Turn<'_>) -> Result<T, Errno>) -> Result<T, Errno> {
+        let order = self.sequencer.names.lock();
+        self.turn(&order, work).map(|(result, _)| result)
+    }
+
+    /// Takes a turn at the content and attributes of one file. Also tells the number of the last operation.
+    pub(crate) fn file<T>(
+        self,
+        id: FileId,
+        work: impl FnOnce(&mut Turn<'_>) -> Result<T, Errno>,
+    ) -> Result<(T, u64), Errno> {
+        let order = self.sequencer.files[(id.0 % STRIPES as u64) as usize].lock();
+        self.turn(&order, work)
+    }
+
+    fn turn<T>(
+        &self,
+        _order: &MutexGuard<'_, ()>,
+        work: impl FnOnce(&mut Turn<'_>) -> Result<T, Errno>,
+    ) -> Result<(T, u64), Errno> {
+        // Behind the lock, so that times never go against the order of effect.
+        let stamp = Stamp { time: clock::wall_nanoseconds(), unique: self.unique };
+        let mut turn = Turn { sequencer: self.sequencer, epoch: self.epoch, stamp, done: self.done, last: 0 };
+        let result = work(&mut turn)?;
+        Ok((result, turn.last))
+    }
+}
+
 impl Turn<'_> {
     /// The volume, as it is while nobody else changes what this turn holds.
     pub(crate) fn volume(&self) -> &Volume {
@@ -191,8 +219,16 @@ impl Turn<'_> {
         self.stamp.time
     }
 
-    /// Checks, journals, performs.
+    /// What a predecessor performed of the same request.
+    pub(crate) fn done(&self) -> Option<Done> {
+        self.done
+    }
+
+    /// Checks, journals, performs; but not what a predecessor performed for the same request.
     pub(crate) fn perform(&mut self, op: &Op<'_>) -> Result<(), Errno> {
+        if self.done.is_some_and(|done| done.has(op)) {
+            return Ok(());
+        }
         let sequencer = self.sequencer;
         sequencer.volume.check(op)?;
         sequencer.check_space(op)?;
@@ -218,6 +254,10 @@ impl Turn<'_> {
     /// it is, which is then what gets journaled).
     fn undo(&mut self, op: &Op<'_>) -> Result<(), Errno> {
         let volume = Arc::clone(&self.sequencer.volume);
+        if self.stamp.unique != 0 {
+            // The request fails: if it is sent again, it is performed anew.
+            self.stamp.unique |= UNDONE;
+        }
         match op {
             Op::Create { id, parent, name, .. } => {
                 if volume.lookup(*parent, name).is_some() {
@@ -243,6 +283,25 @@ impl Turn<'_> {
                 Err(Errno::NODATA) => self.journal(&Op::RemoveXattr { id: *id, name }),
                 Err(errno) => Err(errno),
             },
+            Op::Rename { id, parent, name, new_parent, new_name, replaced: None } => {
+                if volume.lookup(*parent, name) != Some(*id) {
+                    return Err(Errno::EXIST);
+                }
+                self.journal(&Op::Rename {
+                    id: *id,
+                    parent: *new_parent,
+                    name: new_name,
+                    new_parent: *parent,
+                    new_name: name,
+                    replaced: None,
+                })
+            }
+            // A quota may forbid a change of owner.
+            Op::SetOwner { id, .. } => {
+                let now = volume.attributes(*id)?;
+                self.journal(&Op::SetOwner { id: *id, uid: now.uid, gid: now.gid })?;
+                self.journal(&Op::SetMode { id: *id, mode: now.mode })
+            }
             // These need no room. If they fail all the same, nobody knows what the volume holds.
             Op::Unlink { .. }
             | Op::Rename { .. }
@@ -250,7 +309,6 @@ impl Turn<'_> {
             | Op::Drop { .. }
             | Op::Punch { .. }
             | Op::SetMode { .. }
-            | Op::SetOwner { .. }
             | Op::SetTimes { .. }
             | Op::RemoveXattr { .. }
             | Op::Begin { .. } => Err(Errno::IO),

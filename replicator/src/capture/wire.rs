@@ -155,6 +155,8 @@ pub struct Request<'a> {
     pub resent: bool,
     /// What is asked.
     pub operation: Operation<'a>,
+    /// The bytes of all this, for whoever must keep the request.
+    pub message: &'a [u8],
 }
 
 /// A time to be set.
@@ -591,6 +593,7 @@ fn parse_inner<'a>(message: &'a [u8], opcode_seen: &mut u32) -> Option<Parsed<'a
             pid,
             resent: raw_unique & UNIQUE_RESEND != 0,
             operation,
+            message,
         },
     })
 }
