@@ -1,5 +1,7 @@
 //! Volumes come and go in a kubelet's directory of our own. Needs root and `/dev/fuse`, no cluster.
 
+#![allow(clippy::unwrap_used, reason = "a test says what it expects by panicking, also in its helpers")]
+
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
