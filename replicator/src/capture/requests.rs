@@ -16,6 +16,7 @@ use super::wire::{
 };
 use super::{Capture, acl};
 use crate::op::{FileId, Kind, Op};
+use crate::volume::tree::NAME_BYTES_MAX;
 use crate::volume::{Attributes, FileKind, Volume};
 
 const SETUID: u32 = 0o4000;
@@ -305,6 +306,9 @@ struct Born {
 
 impl Capture {
     fn lookup(&self, parent: FileId, name: &[u8], reply: Reply) {
+        if name.len() > NAME_BYTES_MAX {
+            return reply.error(Errno::NAMETOOLONG);
+        }
         match self.volume.lookup(parent, name) {
             Some(id) => self.entry(id, reply),
             None if self.volume.kind(parent).is_err() => reply.error(Errno::STALE),
