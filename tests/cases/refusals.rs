@@ -58,6 +58,9 @@ fn bad_specs(stage: &Stage<'_>) -> Result<()> {
         ("a pod that is not restarted", pod(json!({"restartPolicy": "Never"}))),
         ("no containers", json!({"template": {"spec": {"containers": []}}})),
     ];
+    // Without the kinds, or with a good pair refused, every refusal below would mean nothing.
+    let good = Pair::apply_only(stage.cluster, stage.namespace, "good", &Wishes::default())?;
+    good.kubectl(&["delete", "replicationpair", "good", "--wait=false"])?;
     let mut taken = Vec::new();
     for (what, spec) in &wrong {
         match Pair::apply_only(stage.cluster, stage.namespace, "wrong", &Wishes::spec(spec.clone())) {
