@@ -66,6 +66,16 @@ pub fn move_durably(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Removes a folder with everything in it, as far as it is there. Without the sync a power failure could bring it back.
+pub fn remove_tree(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
 /// Removes a file and makes that last.
 /// Without the sync: a mark that was taken away (a segment given up, an order done) may be back after a power failure.
 pub fn remove_durably(path: &Path) -> io::Result<()> {

@@ -7,6 +7,7 @@
 // A test looks at the one case it is about.
 #![cfg_attr(test, allow(clippy::wildcard_enum_match_arm))]
 
+pub mod serve;
 pub mod settings;
 
 pub mod api;
@@ -16,6 +17,7 @@ pub mod capture;
 pub mod checkpoint;
 pub mod clock;
 pub mod commit;
+pub mod conductor;
 pub mod disk;
 pub mod doorkeeper;
 pub mod handover;
@@ -27,7 +29,9 @@ pub mod manifest;
 pub mod metrics;
 pub mod netcopy;
 pub mod op;
+pub mod orders;
 pub mod receive;
+pub mod record;
 pub mod redo;
 pub mod ship;
 pub mod supervise;

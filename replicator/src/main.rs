@@ -3,7 +3,7 @@
 use clap::Parser;
 use std::process::ExitCode;
 use tandem_replicator::settings::{Command, CommandLine};
-use tandem_replicator::{doorkeeper, supervise, telemetry};
+use tandem_replicator::{doorkeeper, serve, supervise, telemetry};
 
 fn main() -> ExitCode {
     let command = CommandLine::parse().command;
@@ -14,7 +14,11 @@ fn main() -> ExitCode {
             Ok(code) => code,
             Err(error) => failed(&error),
         },
-        Command::Serve(_) => ExitCode::FAILURE,
+        Command::Serve(settings) => match run(true, serve::run(*settings)) {
+            Ok(Ok(code)) => code,
+            Ok(Err(error)) => failed(&error),
+            Err(error) => failed(&error),
+        },
         Command::Gate(settings) => match run(false, doorkeeper::wait(&settings)) {
             Ok(Ok(doorkeeper::Passed::Open)) => ExitCode::SUCCESS,
             // The pod is ending: the application must not start.

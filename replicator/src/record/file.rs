@@ -95,7 +95,7 @@ impl RecordKeeper for FileKeeper {
             match swap() {
                 Ok(Some(stored)) => Ok(kept(stored)),
                 Ok(None) => Err(RecordError::Conflict("somebody wrote first".into())),
-                Err(error) => Err(io::Error::to_string(&error)).map_err(RecordError::Unknown),
+                Err(error) => Err(RecordError::Unknown(io::Error::to_string(&error))),
             }
         })
     }

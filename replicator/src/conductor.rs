@@ -1,0 +1,877 @@
+//! Waits for one event, asks the member, carries out the effects, in their order. Decides nothing, and touches no payload
+//! bytes: stages move those. What is slow runs beside the loop and comes back as an event, so that a slow disk or a slow
+//! API server never delays a fencing decision; only durable steps that everything after them relies on are waited for.
+//!
+//! ```text
+//! link, record, orders, marks, clock, signals -> event -> Member::step -> effects -> stages
+//! ```
+
+pub mod copy;
+pub mod door;
+pub mod upkeep;
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tandem_protocol::ack::AckRule;
+use tandem_protocol::identity::{Generation, Identity, MemberName};
+use tandem_protocol::member::effect::{Effect, Exit, Snapshot, StateName};
+use tandem_protocol::member::event::{Control, Event, Evidence, Facts, JournalFacts, Now};
+use tandem_protocol::record::Version;
+use tandem_protocol::{Member, Position, Settings};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::apply::{self, Applier};
+use crate::capture::Capture;
+use crate::clock;
+use crate::commit::Commit;
+use crate::health::Shown;
+use crate::identity::IdentityFile;
+use crate::journal::{Journal, JournalError, Options};
+use crate::link::{self, LinkEvent, LinkHandle, Nack};
+use crate::netcopy::Copied;
+use crate::receive::{self, Following, ReceiveEvent, Receiver};
+use crate::record::{RecordError, RecordKeeper};
+use crate::redo::{self, Scope};
+use crate::settings::ServeSettings;
+use crate::ship::{self, Shipper, Shipping};
+use crate::volume::{self, Volume};
+use crate::{aside, checkpoint};
+
+use door::Door;
+
+/// How often time passes for the member.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Why a member could not begin, or had to end.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum ConductorError {
+    #[error("{doing}: {source}")]
+    Io { doing: &'static str, source: io::Error },
+    #[error(transparent)]
+    Identity(#[from] crate::identity::IdentityError),
+    #[error("journal: {0}")]
+    Journal(#[from] JournalError),
+    #[error("the volume cannot be read: {0}")]
+    Volume(rustix::io::Errno),
+}
+
+fn on(doing: &'static str) -> impl FnOnce(io::Error) -> ConductorError {
+    move |source| ConductorError::Io { doing, source }
+}
+
+/// What a person or the operator wants of this member, as `report` or a file hands it in.
+#[derive(Clone, Debug, Default)]
+pub struct Wishes {
+    /// Settings in force.
+    pub settings: Option<Settings>,
+    /// The newest nomination of this member, with the epoch it was made for.
+    pub nomination: Option<(tandem_protocol::record::Request, u64)>,
+    /// Orders by their tokens.
+    pub orders: Vec<(String, tandem_protocol::member::event::Order)>,
+}
+
+/// Called with an epoch: the read/write Service is to lead here.
+pub type ClaimService = Arc<dyn Fn(u64) + Send + Sync>;
+
+/// Lets the applier of the moment go on up to a record.
+type Allow = Box<dyn Fn(u64) + Send + Sync>;
+
+/// What the conductor is given.
+pub struct Given {
+    /// The command line.
+    pub settings: ServeSettings,
+    /// The record.
+    pub keeper: Arc<dyn RecordKeeper>,
+    /// What is wished for, as it changes.
+    pub wishes: watch::Receiver<Wishes>,
+    /// What is shown to the outside.
+    pub shown: Arc<Shown>,
+    /// The member's own view, for the report.
+    pub told: watch::Sender<Snapshot>,
+    /// Points the read/write Service here for an epoch.
+    pub claim_service: ClaimService,
+    /// The application's mount.
+    pub door: Arc<Door>,
+    /// The mount was served before by a process that is gone.
+    pub resumed: bool,
+}
+
+/// What comes back from whatever runs beside the loop.
+enum Note {
+    /// For the member.
+    Event(Event),
+    /// The peer has all files of a copy.
+    CopySent { session: u64, position: Position },
+    /// All files of a copy are here.
+    CopyTaken { session: u64, generation: Generation, copied: Box<Copied> },
+    /// A copy is one state, or never will be.
+    CopyComplete { session: u64, complete: bool },
+}
+
+/// The stages, as far as they exist at the moment.
+struct Stages {
+    journal: Option<Arc<Journal>>,
+    volume: Option<Arc<Volume>>,
+    applier: Option<Applier>,
+    commit: Option<Arc<Commit>>,
+    capture: Option<Arc<Capture>>,
+    shipper: Option<(u64, Arc<Shipper>)>,
+    receiver: Option<Receiver>,
+    copy: Option<copy::Copy>,
+}
+
+struct Conductor {
+    given: Given,
+    file: Arc<IdentityFile>,
+    member: Member,
+    link: LinkHandle,
+    lanes: Option<link::Lanes>,
+    bulk: Arc<tokio::sync::Mutex<Option<mpsc::UnboundedReceiver<link::Bulk>>>>,
+    stages: Stages,
+    rule: AckRule,
+    /// The highest record that may be applied, also while no applier runs.
+    allowed: Arc<AtomicU64>,
+    allow: Arc<Mutex<Option<Allow>>>,
+    notes: mpsc::UnboundedSender<Note>,
+    epoch: u64,
+    /// Counts requests to the record: an answer that comes after it was given up is dropped.
+    asked: Arc<AtomicU64>,
+    handled: Vec<String>,
+    nominated: Option<String>,
+    upkeep: upkeep::Upkeep,
+    ended: Option<Exit>,
+}
+
+/// Runs a member until it ends.
+pub async fn run(given: Given) -> Result<Exit, ConductorError> {
+    let folder = given.settings.volume.join(volume::FOLDER);
+    let file = Arc::new(IdentityFile::lock(&folder)?);
+    let identity: Option<Identity> = file.load()?;
+    let (notes, mut noted) = mpsc::unbounded_channel();
+    let member = member_name(&given.settings);
+
+    let mut stages = Stages {
+        journal: None,
+        volume: None,
+        applier: None,
+        commit: None,
+        capture: None,
+        shipper: None,
+        receiver: None,
+        copy: None,
+    };
+    let facts = begin(&given.settings, identity, &mut stages)?;
+    // What redo has performed shows already: a member that led has no mark of that in its journal.
+    let performed = facts.journal.applied;
+
+    let mut wishes = given.wishes.clone();
+    // Nothing is decided before it is known what the owner chose.
+    while wishes.borrow_and_update().settings.is_none() {
+        if wishes.changed().await.is_err() {
+            return Err(ConductorError::Io { doing: "wait for settings", source: io::ErrorKind::BrokenPipe.into() });
+        }
+    }
+    let chosen = wishes.borrow().settings.clone().unwrap_or_default();
+    let interval = Duration::from_millis(chosen.interval);
+    let (link, mut peer, lanes) = link::start::<Control>(link::LinkSettings {
+        listen: given.settings.listen,
+        peer: given.settings.peer_address(),
+        dials: member == MemberName::B,
+        tls: link::TlsSettings { folder: given.settings.tls.clone(), peer_name: given.settings.peer_name() },
+        interval,
+        silence: Duration::from_millis(chosen.peer_timeout()),
+    })
+    .await
+    .map_err(on("listen for the peer"))?;
+
+    let mut conductor = Conductor {
+        file,
+        member: Member::new(member, chosen.clone()),
+        link,
+        lanes: Some(lanes),
+        bulk: Arc::default(),
+        stages,
+        rule: AckRule::default(),
+        allowed: Arc::new(AtomicU64::new(performed)),
+        allow: Arc::default(),
+        notes,
+        epoch: 0,
+        asked: Arc::default(),
+        handled: Vec::new(),
+        nominated: None,
+        upkeep: upkeep::Upkeep::default(),
+        ended: None,
+        given,
+    };
+    if let Some(lanes) = conductor.lanes.take() {
+        *conductor.bulk.lock().await = Some(lanes.bulk);
+        conductor.lanes = Some(link::Lanes { records: lanes.records, bulk: mpsc::unbounded_channel().1 });
+    }
+    conductor.start_receiving()?;
+    conductor.step(Event::SettingsChanged(Box::new(chosen))).await;
+    conductor.step(Event::Started(Box::new(facts))).await;
+
+    let mut record = conductor.given.keeper.watch();
+    let mut terminate = signal(SignalKind::terminate()).map_err(on("handle SIGTERM"))?;
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    while conductor.ended.is_none() {
+        conductor.given.shown.turn();
+        let event = tokio::select! {
+            biased;
+            Some(note) = noted.recv() => Some(conductor.noted(note)).flatten(),
+            Some(event) = peer.recv() => conductor.heard(event),
+            _ = terminate.recv() => Some(Event::Terminate),
+            Ok(()) = record.changed() => {
+                let seen = record.borrow_and_update().clone();
+                seen.map(|kept| Event::RecordSeen { record: Box::new(kept.record), version: Version(kept.version) })
+            }
+            Ok(()) = wishes.changed() => {
+                let wished = wishes.borrow_and_update().clone();
+                conductor.wished(wished).await;
+                None
+            }
+            _ = tick.tick() => {
+                conductor.keep_up();
+                Some(Event::Tick)
+            }
+        };
+        if let Some(event) = event {
+            conductor.step(event).await;
+        }
+    }
+    conductor.close();
+    Ok(conductor.ended.unwrap_or(Exit::Terminated))
+}
+
+fn member_name(settings: &ServeSettings) -> MemberName {
+    match settings.member {
+        crate::settings::Member::A => MemberName::A,
+        crate::settings::Member::B => MemberName::B,
+    }
+}
+
+/// What a start finds: verifies the journal and makes the volume true.
+fn begin(settings: &ServeSettings, identity: Option<Identity>, stages: &mut Stages) -> Result<Facts, ConductorError> {
+    let node_boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(on("read the boot id"))?;
+    let node_boot = node_boot.trim().to_string();
+    let mut facts = Facts {
+        identity,
+        volume: settings.volume_uid.clone(),
+        has_files: has_files(&settings.volume)?,
+        journal: JournalFacts::default(),
+        corrupt: false,
+        node_boot,
+        pod: settings.pod_uid.clone(),
+    };
+    let Some(identity) = &facts.identity else { return Ok(facts) };
+    let (journal, recovered) = match Journal::open(&journal_folder(settings), options(identity)) {
+        Ok(opened) => opened,
+        Err(error @ (JournalError::Corrupt { .. } | JournalError::Foreign(_) | JournalError::Version(_))) => {
+            tracing::error!(%error, "the journal cannot be used");
+            facts.corrupt = true;
+            return Ok(facts);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    tracing::info!(
+        end = recovered.end.seq,
+        committed = recovered.committed_mark,
+        torn = recovered.torn_bytes,
+        "journal"
+    );
+    let journal = Arc::new(journal);
+    let upto = if identity.leading { journal.end().seq } else { recovered.committed_mark };
+    let lost_power = identity.node_boot != facts.node_boot;
+    if !identity.inconsistent {
+        let scope = if identity.leading && lost_power { Scope::Everything } else { Scope::Touched };
+        match redo::recover(&settings.volume, volume::Options::default(), &journal, upto, scope) {
+            Ok(volume) => {
+                let volume = Arc::new(volume);
+                stages.volume = Some(volume);
+            }
+            Err(error) => {
+                tracing::error!(%error, "the volume cannot be made true from its journal");
+                facts.corrupt = true;
+            }
+        }
+    }
+    facts.journal = JournalFacts { first: journal.first(), end: journal.end(), applied: upto };
+    stages.journal = Some(journal);
+    Ok(facts)
+}
+
+fn journal_folder(settings: &ServeSettings) -> PathBuf {
+    settings.volume.join(volume::FOLDER).join("journal")
+}
+
+fn options(identity: &Identity) -> Options {
+    Options::new(identity.pair.0.to_be_bytes())
+}
+
+/// Whether an application's files lie on the volume.
+fn has_files(volume: &std::path::Path) -> Result<bool, ConductorError> {
+    for entry in std::fs::read_dir(volume).map_err(on("list the volume"))? {
+        let name = entry.map_err(on("list the volume"))?.file_name();
+        if name != volume::FOLDER && name != "lost+found" {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+impl Conductor {
+    async fn step(&mut self, event: Event) {
+        if !matches!(event, Event::Tick | Event::PeerAck { .. } | Event::LocalDurable(_)) {
+            tracing::debug!(event = format!("{event:?}").chars().take(200).collect::<String>(), "event");
+        }
+        let now = Now { millis: milliseconds(), random: random() };
+        for effect in self.member.step(event, now) {
+            let named = format!("{effect:?}").chars().take(160).collect::<String>();
+            tracing::debug!(effect = named, "effect");
+            if let Err(error) = self.perform(effect).await {
+                tracing::error!(effect = named, %error, "a durable step failed; this process does no more");
+                self.tell(Event::DiskFailed);
+                break;
+            }
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        // Fails only after the loop has ended, when nobody needs it.
+        self.notes.send(Note::Event(event)).ok();
+    }
+
+    /// Carries out one effect. An error: a durable step failed.
+    async fn perform(&mut self, effect: Effect) -> io::Result<()> {
+        match effect {
+            Effect::PersistIdentity(identity) => self.persist(*identity).await?,
+            Effect::ReadRecord => self.read_record(),
+            Effect::WriteRecord { expected, record } => self.write_record(expected, *record),
+            Effect::SetAckRule(rule) => {
+                self.rule = rule;
+                let acknowledged = self.stages.commit.as_ref().map_or(0, |commit| commit.set_rule(rule));
+                self.tell(Event::RuleSet { rule, acknowledged });
+            }
+            Effect::HoldRequests => {
+                let end = match &self.stages.capture {
+                    Some(capture) => capture.hold(),
+                    None => self.journal_facts().end.seq,
+                };
+                self.tell(Event::Held { end });
+            }
+            Effect::OpenWrites { epoch } => self.open_writes(epoch)?,
+            Effect::RefuseWrites => {
+                self.given.door.refuse();
+                if let Some(capture) = &self.stages.capture {
+                    capture.refuse();
+                }
+            }
+            Effect::FailHeld => {
+                if let Some(capture) = &self.stages.capture {
+                    capture.fail_waiting();
+                }
+            }
+            Effect::SyncJournal => {
+                if let Some(journal) = self.stages.journal.clone() {
+                    let position = blocking(move || {
+                        let end = journal.end();
+                        journal.sync().map_err(io::Error::other)?;
+                        Ok(end)
+                    })
+                    .await?;
+                    self.tell(Event::LocalDurable(position));
+                }
+            }
+            Effect::ApplyAll => self.apply_all(),
+            Effect::Follow { session, generation, from: _, memory_acks: _ } => {
+                if let Some(receiver) = &self.stages.receiver {
+                    receiver.follow(Following { session, epoch: generation.epoch, nonce: generation.nonce.0 });
+                }
+            }
+            // Nothing is ever acknowledged as durable from memory: the receiver tells the two apart.
+            Effect::EndMemoryAcks => {}
+            Effect::StopFollowing => {
+                if let Some(receiver) = &self.stages.receiver {
+                    receiver.stop();
+                }
+            }
+            Effect::StartShipping { session, from } => self.start_shipping(session, from),
+            Effect::StopShipping => {
+                if let Some((_, shipper)) = self.stages.shipper.take() {
+                    shipper.stop();
+                }
+            }
+            Effect::OpenGate { epoch } => {
+                tracing::info!(epoch, "the application may start");
+                self.given.shown.update(|shown| (shown.gate, shown.serving) = (true, true));
+            }
+            Effect::CloseGate => self.given.shown.update(|shown| (shown.gate, shown.serving) = (false, false)),
+            Effect::ClaimService { epoch } => (self.given.claim_service)(epoch),
+            Effect::SendPeer { session, message } => {
+                if self.link.send(session, &message).is_err() {
+                    tracing::debug!(session, "the connection is gone");
+                }
+            }
+            Effect::DropPeer { session } => self.link.close(session, "the member wants a new one"),
+            Effect::StartNetcopyAsSource { session } => self.start_source(session),
+            Effect::StartNetcopyAsTarget { session, generation } => self.start_target(session, generation),
+            Effect::StopNetcopy => {
+                if let Some(copy) = self.stages.copy.take() {
+                    copy.stop();
+                }
+            }
+            Effect::SaveTail { after } => self.save_tail(after).await?,
+            Effect::CutJournal { after } => self.cut_journal(after).await?,
+            Effect::SetVolumeAside => self.set_volume_aside().await?,
+            Effect::Exit { why } => self.ended = Some(why),
+            Effect::Report(snapshot) => self.report(*snapshot),
+        }
+        Ok(())
+    }
+
+    fn noted(&mut self, note: Note) -> Option<Event> {
+        match note {
+            Note::Event(event) => Some(event),
+            Note::CopySent { session, position } => {
+                self.copy_sent(session, position);
+                None
+            }
+            Note::CopyTaken { session, generation, copied } => {
+                self.copy_taken(session, generation, *copied);
+                None
+            }
+            Note::CopyComplete { session, complete } => Some(self.copy_complete(session, complete)),
+        }
+    }
+
+    fn heard(&mut self, event: LinkEvent<Control>) -> Option<Event> {
+        match event {
+            LinkEvent::Up { session } => {
+                tracing::info!(session, "the peer is connected");
+                Some(Event::PeerUp { session, journal: self.journal_facts() })
+            }
+            LinkEvent::Down { session, evidence, why } => {
+                tracing::info!(session, ?evidence, why, "the peer is disconnected");
+                Some(Event::PeerDown { session: Some(session), evidence: judged(evidence) })
+            }
+            LinkEvent::Attempt { evidence, why } => {
+                tracing::debug!(?evidence, why, "the peer cannot be reached");
+                Some(Event::PeerDown { session: None, evidence: judged(evidence) })
+            }
+            LinkEvent::Stranger { from, why } => {
+                tracing::warn!(%from, why, "somebody else knocked and was refused");
+                None
+            }
+            // The member's own heartbeats say the same, and by whom.
+            LinkEvent::Heard { .. } => None,
+            LinkEvent::Message { session, message } => Some(Event::PeerMessage { session, message }),
+            LinkEvent::Nack { session, nack: Nack { reason, end } } => {
+                tracing::warn!(?reason, end, "the peer cannot follow");
+                Some(Event::PeerMessage { session, message: Control::CannotFollow })
+            }
+        }
+    }
+
+    async fn wished(&mut self, wished: Wishes) {
+        if let Some(settings) = wished.settings {
+            self.step(Event::SettingsChanged(Box::new(settings))).await;
+        }
+        if let Some((request, epoch_seen)) = wished.nomination
+            && self.nominated.as_ref() != Some(&request.id)
+        {
+            self.nominated = Some(request.id.clone());
+            self.step(Event::Nominated { request, epoch_seen }).await;
+        }
+        for (token, order) in wished.orders {
+            if !self.handled.contains(&token) {
+                self.handled.push(token);
+                self.step(Event::Order(order)).await;
+            }
+        }
+    }
+
+    fn journal_facts(&self) -> JournalFacts {
+        let Some(journal) = &self.stages.journal else { return JournalFacts::default() };
+        let applied = match &self.stages.applier {
+            Some(applier) => applier.applied().borrow().seq,
+            None => journal.end().seq,
+        };
+        JournalFacts { first: journal.first(), end: journal.end(), applied }
+    }
+
+    /// The first identity of a volume founds its journal and gives its files ids.
+    async fn persist(&mut self, identity: Identity) -> io::Result<()> {
+        let file = Arc::clone(&self.file);
+        let kept = identity.clone();
+        blocking(move || file.keep(&kept).map_err(io::Error::other)).await?;
+        if self.stages.journal.is_some() || identity.quarantine.is_some() {
+            return Ok(());
+        }
+        let settings = self.given.settings.clone();
+        let (journal, volume) = blocking(move || {
+            let (journal, _) =
+                Journal::open(&journal_folder(&settings), options(&identity)).map_err(io::Error::other)?;
+            let volume = Volume::adopt(&settings.volume, volume::Options::default())?;
+            checkpoint::take(&volume, &volume.snapshot(journal.end()), &journal).map_err(io::Error::other)?;
+            Ok((Arc::new(journal), Arc::new(volume)))
+        })
+        .await?;
+        self.stages.journal = Some(journal);
+        self.stages.volume = Some(volume);
+        self.start_receiving().map_err(io::Error::other)
+    }
+
+    /// Starts the thread that follows, and the one that applies, once there is a journal.
+    fn start_receiving(&mut self) -> Result<(), ConductorError> {
+        let Some(journal) = self.stages.journal.clone() else { return Ok(()) };
+        if let Some(volume) = self.stages.volume.clone()
+            && self.stages.applier.is_none()
+        {
+            let applied = journal.committed().max(self.allowed.load(Ordering::Acquire)).min(journal.end().seq);
+            self.start_applying(&journal, &volume, applied)?;
+        }
+        let Some(lanes) = self.lanes.take() else { return Ok(()) };
+        let (allowed, allow) = (Arc::clone(&self.allowed), Arc::clone(&self.allow));
+        let on_committed = Box::new(move |seq| {
+            allowed.fetch_max(seq, Ordering::AcqRel);
+            if let Some(allow) = &*allow.lock() {
+                allow(seq);
+            }
+        });
+        let (receiver, mut stopped) = receive::receive(journal, self.link.clone(), lanes.records, on_committed)
+            .map_err(on("start to receive"))?;
+        self.stages.receiver = Some(receiver);
+        let (link, inbox) = (self.link.clone(), self.notes.clone());
+        tokio::spawn(async move {
+            while let Some(ReceiveEvent::Stopped { session, reason, why }) = stopped.recv().await {
+                tracing::warn!(session, ?reason, why, "following ended");
+                if reason == link::NackReason::Failed {
+                    inbox.send(Note::Event(Event::DiskFailed)).ok();
+                }
+                // A new connection begins with a new agreement about where to go on.
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                link.close(session, "following ended");
+            }
+        });
+        Ok(())
+    }
+
+    fn start_applying(
+        &mut self,
+        journal: &Arc<Journal>,
+        volume: &Arc<Volume>,
+        applied: u64,
+    ) -> Result<(), ConductorError> {
+        let Some(position) = journal.position_at(applied) else {
+            return Err(ConductorError::Io {
+                doing: "find the applied record",
+                source: io::ErrorKind::NotFound.into(),
+            });
+        };
+        let performing = Arc::clone(volume);
+        let applier =
+            apply::apply(Arc::clone(journal), position, Box::new(move |op, stamp| performing.perform(op, stamp)))
+                .map_err(on("start to apply"))?;
+        applier.allow(self.allowed.load(Ordering::Acquire).max(applied));
+        *self.allow.lock() = Some(Box::new(applier.allowance()));
+        self.stages.applier = Some(applier);
+        Ok(())
+    }
+
+    /// Shows the whole journal on the volume; comes back as an event.
+    fn apply_all(&mut self) {
+        let (Some(journal), inbox) = (self.stages.journal.clone(), self.notes.clone()) else { return };
+        let end = journal.end();
+        let Some(applier) = &self.stages.applier else {
+            // Redo has performed everything already.
+            self.tell(Event::AppliedAll { end });
+            return;
+        };
+        applier.allow(end.seq);
+        let mut applied = applier.applied();
+        tokio::spawn(async move {
+            let done = applied.wait_for(|applied| applied.seq >= end.seq || applied.failure.is_some()).await;
+            let event = match done.map(|applied| applied.failure.clone()) {
+                Ok(None) => Event::AppliedAll { end },
+                Ok(Some(failure)) => {
+                    tracing::error!(failure, "the journal cannot be applied");
+                    Event::DiskFailed
+                }
+                Err(_) => return,
+            };
+            inbox.send(Note::Event(event)).ok();
+        });
+    }
+
+    /// Opens the application's file system for writing.
+    fn open_writes(&mut self, epoch: u64) -> io::Result<()> {
+        self.epoch = epoch;
+        if let Some(capture) = &self.stages.capture {
+            capture.resume();
+            return Ok(());
+        }
+        let (Some(journal), Some(volume)) = (self.stages.journal.clone(), self.stages.volume.clone()) else {
+            return Err(io::Error::other("there is no volume to serve"));
+        };
+        *self.allow.lock() = None;
+        if let Some(applier) = self.stages.applier.take() {
+            applier.stop();
+        }
+        let failed = |inbox: mpsc::UnboundedSender<Note>| {
+            Box::new(move || {
+                inbox.send(Note::Event(Event::DiskFailed)).ok();
+            })
+        };
+        let commit = Commit::start(Arc::clone(&journal), failed(self.notes.clone()))?;
+        commit.set_rule(self.rule);
+        let resumed = self.given.resumed;
+        let capture = Capture::new(volume, journal.clone(), Arc::clone(&commit), resumed, failed(self.notes.clone()));
+        capture.open(epoch, self.given.settings.member.name(), !resumed).map_err(io::Error::from)?;
+        let (mut durable, inbox) = (commit.durable(), self.notes.clone());
+        tokio::spawn(async move {
+            while durable.changed().await.is_ok() {
+                let seq = *durable.borrow_and_update();
+                // Between the flush and now the journal may have been trimmed; then newer news follow.
+                if let Some(position) = journal.position_at(seq)
+                    && inbox.send(Note::Event(Event::LocalDurable(position))).is_err()
+                {
+                    return;
+                }
+            }
+        });
+        self.given.door.open(Arc::clone(&capture));
+        self.stages.commit = Some(commit);
+        self.stages.capture = Some(capture);
+        Ok(())
+    }
+
+    fn read_record(&self) {
+        let (request, asked, inbox) = self.record_request();
+        let answer = self.given.keeper.read();
+        tokio::spawn(async move {
+            let event = match answer.await {
+                Ok(kept) => Event::RecordRead { record: Box::new(kept.record), version: Version(kept.version) },
+                Err(RecordError::Absent) => Event::RecordMissing,
+                Err(error) => {
+                    tracing::warn!(%error, "read of the record");
+                    Event::RecordUnknown
+                }
+            };
+            if asked.load(Ordering::Acquire) == request {
+                inbox.send(Note::Event(event)).ok();
+            }
+        });
+    }
+
+    fn write_record(&self, expected: Version, record: tandem_protocol::Record) {
+        tracing::info!(epoch = record.epoch, wseq = record.wseq, certified = ?record.certified, "write of the record");
+        let (request, asked, inbox) = self.record_request();
+        let answer = self.given.keeper.write(expected.0, record);
+        tokio::spawn(async move {
+            let event = match answer.await {
+                Ok(kept) => Event::RecordWritten { version: Version(kept.version) },
+                Err(RecordError::Conflict(why)) => {
+                    tracing::info!(why, "the record was not written");
+                    Event::RecordConflict
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "write of the record");
+                    Event::RecordUnknown
+                }
+            };
+            if asked.load(Ordering::Acquire) == request {
+                inbox.send(Note::Event(event)).ok();
+            }
+        });
+    }
+
+    fn record_request(&self) -> (u64, Arc<AtomicU64>, mpsc::UnboundedSender<Note>) {
+        let request = self.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        (request, Arc::clone(&self.asked), self.notes.clone())
+    }
+
+    fn start_shipping(&mut self, session: u64, from: Position) {
+        let (Some(journal), Some(commit)) = (self.stages.journal.clone(), self.stages.commit.clone()) else {
+            return self.tell(Event::ShippingImpossible { session });
+        };
+        if journal.position_at(from.seq) != Some(from) {
+            return self.tell(Event::ShippingImpossible { session });
+        }
+        if let Some((_, shipper)) = self.stages.shipper.take() {
+            shipper.stop();
+        }
+        let generation = self.member.snapshot().generation;
+        let shipping = Shipping {
+            session,
+            epoch: generation.epoch,
+            nonce: generation.nonce.0,
+            from: from.seq + 1,
+            receipts: matches!(self.rule, AckRule::WithPeer { received: true, .. }),
+        };
+        let (heard, inbox) = (Arc::clone(&commit), self.notes.clone());
+        let shipper = Arc::new(ship::ship(journal, self.link.clone(), shipping, move |ack| {
+            heard.peer_ack(session, ack.received, ack.durable);
+            inbox.send(Note::Event(Event::PeerAck { session, received: ack.received, durable: ack.durable })).ok();
+        }));
+        let (mut asked, mut committed, mut ended) = (commit.asked(), commit.committed(), shipper.ended());
+        let (following, inbox) = (Arc::clone(&shipper), self.notes.clone());
+        tokio::spawn(async move {
+            following.want_durable(*asked.borrow_and_update());
+            following.committed(*committed.borrow_and_update());
+            loop {
+                tokio::select! {
+                    Ok(()) = asked.changed() => following.want_durable(*asked.borrow_and_update()),
+                    Ok(()) = committed.changed() => following.committed(*committed.borrow_and_update()),
+                    _ = ended.wait_for(Option::is_some) => break,
+                    else => break,
+                }
+            }
+            let why = ended.borrow().clone();
+            match why {
+                Some(ship::Ended::Stopped | ship::Ended::Gone) | None => {}
+                Some(why) => {
+                    tracing::warn!(%why, "shipping ended");
+                    inbox.send(Note::Event(Event::ShippingImpossible { session })).ok();
+                }
+            }
+        });
+        self.stages.shipper = Some((session, shipper));
+    }
+
+    async fn save_tail(&mut self, after: Position) -> io::Result<()> {
+        let Some(journal) = self.stages.journal.clone() else { return Ok(()) };
+        let (root, volume) = (self.given.settings.volume.clone(), self.stages.volume.clone());
+        let name = format!("tail-{}-{}", after.epoch, after.seq);
+        let saved = blocking(move || {
+            let reason = "operations that never became part of the pair's history";
+            aside::save(&root, &name, reason, &journal, after, volume.as_deref()).map_err(io::Error::other)
+        })
+        .await;
+        match saved {
+            Ok(aside) => {
+                tracing::warn!(name = aside.name, records = aside.records, "a diverged tail was saved aside");
+                Ok(())
+            }
+            Err(error) => {
+                self.tell(Event::NoRoomAside);
+                Err(error)
+            }
+        }
+    }
+
+    async fn cut_journal(&mut self, after: Position) -> io::Result<()> {
+        let Some(journal) = self.stages.journal.clone() else { return Ok(()) };
+        if journal.position_at(after.seq) != Some(after) {
+            self.tell(Event::CutImpossible);
+            return Ok(());
+        }
+        blocking(move || journal.cut_after(after.seq).map(drop).map_err(io::Error::other)).await
+    }
+
+    async fn set_volume_aside(&mut self) -> io::Result<()> {
+        self.drop_stages();
+        let root = self.given.settings.volume.clone();
+        let name = format!("volume-{}", clock::wall_nanoseconds() / 1_000_000_000);
+        let settings = self.given.settings.clone();
+        blocking(move || {
+            aside::keep_files(&root, &name, "given up by the pair's owner").map_err(io::Error::other)?;
+            crate::disk::remove_tree(&journal_folder(&settings))
+        })
+        .await
+    }
+
+    fn drop_stages(&mut self) {
+        *self.allow.lock() = None;
+        self.stages.applier = None;
+        self.stages.volume = None;
+        self.stages.journal = None;
+    }
+
+    fn report(&mut self, snapshot: Snapshot) {
+        let before = self.given.told.borrow().state;
+        if before != snapshot.state {
+            let end = self.journal_facts().end;
+            tracing::info!(from = ?before, to = ?snapshot.state, epoch = snapshot.generation.epoch, end = end.seq, "state");
+        }
+        self.given.shown.update(|shown| {
+            shown.member = self.given.settings.member.name().to_string();
+            shown.state = state_text(snapshot.state).to_string();
+            shown.reason = snapshot.reason.map_or_else(String::new, |reason| format!("{reason:?}"));
+            shown.epoch = snapshot.generation.epoch;
+            shown.peer_connected = snapshot.linked;
+        });
+        self.given.told.send_replace(snapshot);
+    }
+
+    /// Ends the stages in order: what is on the volume and in the journal stays as it is.
+    fn close(&mut self) {
+        if let Some((_, shipper)) = self.stages.shipper.take() {
+            shipper.stop();
+        }
+        if let Some(receiver) = &self.stages.receiver {
+            receiver.stop();
+        }
+        if let Some(commit) = &self.stages.commit {
+            commit.end();
+        }
+        if let Some(applier) = self.stages.applier.take() {
+            applier.stop();
+        }
+    }
+}
+
+/// A state as reports and metrics name it.
+pub fn state_text(state: StateName) -> &'static str {
+    match state {
+        StateName::Offline | StateName::Starting | StateName::Stopped => "Offline",
+        StateName::PrimaryOpening | StateName::PrimaryUncertain => "PrimaryUncertain",
+        StateName::PrimaryActive => "PrimaryActive",
+        StateName::PrimaryAlone | StateName::PrimaryJoining => "PrimaryAlone",
+        StateName::PrimaryDraining => "PrimaryDraining",
+        StateName::SecondaryActive => "SecondaryActive",
+        StateName::SecondaryAlone => "SecondaryAlone",
+        StateName::SecondaryCatchUp => "SecondaryCatchUp",
+        StateName::SecondaryNetcopy => "SecondaryNetcopy",
+        StateName::Fenced => "Fenced",
+        StateName::Quarantined => "Quarantined",
+    }
+}
+
+fn judged(evidence: link::Evidence) -> Evidence {
+    match evidence {
+        link::Evidence::Refused => Evidence::Refused,
+        link::Evidence::Reset => Evidence::Reset,
+        // The living say farewell too.
+        link::Evidence::Closed | link::Evidence::Silent | link::Evidence::Answers | link::Evidence::Misbehaved => {
+            Evidence::Timeout
+        }
+    }
+}
+
+/// Runs a durable step on a thread that may wait for the disk.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+fn milliseconds() -> u64 {
+    u64::try_from(clock::monotonic().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn random() -> u128 {
+    let mut bytes = [0; 16];
+    let read = std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bytes));
+    if let Err(error) = read {
+        // Without randomness two claims could not be told apart: then it is better not to run.
+        tracing::error!(%error, "no randomness");
+        std::process::abort();
+    }
+    u128::from_le_bytes(bytes)
+}

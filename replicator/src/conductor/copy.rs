@@ -1,0 +1,265 @@
+//! Netcopy over the link: the task on either side that moves its messages. What they mean is in `netcopy`.
+//!
+//! When the files are there the source ships its journal from the position of the list; the target follows, and is done
+//! when the journal shows on the volume up to the last position that the source read. Then the connection is ended: the
+//! next one begins with an ordinary agreement about where to go on.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+use tandem_protocol::Position;
+use tandem_protocol::identity::Generation;
+use tandem_protocol::member::event::Event;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::{Conductor, Note, blocking};
+use crate::clock;
+use crate::link::{Bulk, LinkHandle};
+use crate::netcopy::{Copied, NetcopyError, Progress, Source, Step, Target, from_bytes, to_bytes};
+use crate::receive::Following;
+use crate::volume;
+
+/// A copy under way.
+pub(super) struct Copy {
+    task: JoinHandle<()>,
+    progress: Arc<Mutex<Progress>>,
+}
+
+impl Copy {
+    pub(super) fn stop(self) {
+        self.task.abort();
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        *self.progress.lock()
+    }
+}
+
+impl Conductor {
+    /// Copies the volume to the peer while it is served.
+    pub(super) fn start_source(&mut self, session: u64) {
+        let (Some(journal), Some(volume), Some(capture)) =
+            (self.stages.journal.clone(), self.stages.volume.clone(), &self.stages.capture)
+        else {
+            return tracing::error!("a copy was wanted of a member that does not serve");
+        };
+        if let Some(copy) = self.stages.copy.take() {
+            copy.stop();
+        }
+        let manifest = {
+            let _still = capture.stand_still();
+            volume.snapshot(journal.end())
+        };
+        let end = {
+            let journal = Arc::clone(&journal);
+            move || journal.end().seq
+        };
+        let source = match Source::new(volume, manifest, end) {
+            Ok(source) => source,
+            Err(error) => return tracing::error!(%error, "a copy could not begin"),
+        };
+        let position = source.position();
+        tracing::info!(from = position.seq, "a copy begins");
+        let progress = Arc::new(Mutex::new(Progress::default()));
+        let (link, bulk, shown, notes) =
+            (self.link.clone(), Arc::clone(&self.bulk), Arc::clone(&progress), self.notes.clone());
+        let task = tokio::spawn(async move {
+            let mut lane = bulk.lock().await;
+            let Some(lane) = lane.as_mut() else { return };
+            match send(source, &link, session, lane, &shown).await {
+                Ok(()) => {
+                    // Fails only after the loop has ended.
+                    notes.send(Note::CopySent { session, position }).ok();
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the copy broke off");
+                    link.close(session, "the copy broke off");
+                }
+            }
+        });
+        self.stages.copy = Some(Copy { task, progress });
+    }
+
+    /// Takes a copy of the master's volume.
+    pub(super) fn start_target(&mut self, session: u64, generation: Generation) {
+        tracing::info!(epoch = generation.epoch, "a copy is taken");
+        if let Some(copy) = self.stages.copy.take() {
+            copy.stop();
+        }
+        let Some(journal) = self.stages.journal.clone() else { return self.tell(Event::NetcopyFailed) };
+        *self.allow.lock() = None;
+        let held = match (self.stages.applier.take(), self.stages.volume.take()) {
+            (Some(applier), Some(volume)) => {
+                let position = applier.stop();
+                Some(volume.snapshot(position))
+            }
+            (None, Some(volume)) => Some(volume.snapshot(journal.end())),
+            (_, None) => None,
+        };
+        let settle = {
+            let journal = Arc::clone(&journal);
+            Box::new(move |position| journal.reset(position).map_err(io::Error::other))
+        };
+        // The member has marked the volume inconsistent, and saved what only it has, before it asked for the copy.
+        let target =
+            Target::new(&self.given.settings.volume, volume::Options::default(), held, Box::new(|_| Ok(())), settle);
+        let progress = Arc::new(Mutex::new(Progress::default()));
+        let (link, bulk, shown, notes) =
+            (self.link.clone(), Arc::clone(&self.bulk), Arc::clone(&progress), self.notes.clone());
+        let task = tokio::spawn(async move {
+            let mut lane = bulk.lock().await;
+            let Some(lane) = lane.as_mut() else { return };
+            let note = match take(target, &link, session, lane, &shown).await {
+                Ok(copied) => Note::CopyTaken { session, generation, copied: Box::new(copied) },
+                Err(error) => {
+                    tracing::warn!(%error, "the copy broke off");
+                    Note::Event(Event::NetcopyFailed)
+                }
+            };
+            notes.send(note).ok();
+        });
+        self.stages.copy = Some(Copy { task, progress });
+    }
+
+    /// The peer has all files: it goes on with the journal.
+    pub(super) fn copy_sent(&mut self, session: u64, position: Position) {
+        tracing::info!(from = position.seq, "the files were copied; the journal follows");
+        self.stages.copy = None;
+        self.start_shipping(session, position);
+    }
+
+    /// All files are there: puts them in the place of what was there, and follows until they are one state.
+    pub(super) fn copy_taken(&mut self, session: u64, generation: Generation, copied: Copied) {
+        self.stages.copy = None;
+        let Some(journal) = self.stages.journal.clone() else { return self.tell(Event::NetcopyFailed) };
+        let volume = Arc::new(copied.volume);
+        self.allowed.store(copied.position.seq, Ordering::Release);
+        if let Err(error) = self.start_applying(&journal, &volume, copied.position.seq) {
+            tracing::error!(%error, "the copy cannot be continued");
+            return self.tell(Event::DiskFailed);
+        }
+        self.stages.volume = Some(volume);
+        let (Some(applier), Some(receiver)) = (&self.stages.applier, &self.stages.receiver) else {
+            return self.tell(Event::NetcopyFailed);
+        };
+        receiver.follow(Following { session, epoch: generation.epoch, nonce: generation.nonce.0 });
+        let (mut applied, link, notes, through) =
+            (applier.applied(), self.link.clone(), self.notes.clone(), copied.through);
+        tracing::info!(position = copied.position.seq, through, "the files are there; the journal follows");
+        tokio::spawn(async move {
+            let complete = tokio::select! {
+                done = applied.wait_for(|applied| applied.seq >= through || applied.failure.is_some()) =>
+                    done.is_ok_and(|applied| applied.failure.is_none()),
+                () = link.gone(session) => false,
+            };
+            notes.send(Note::CopyComplete { session, complete }).ok();
+        });
+    }
+
+    /// The copy is one state, or its connection is gone before it was.
+    pub(super) fn copy_complete(&mut self, session: u64, complete: bool) -> Event {
+        if let Some(receiver) = &self.stages.receiver {
+            receiver.stop();
+        }
+        self.link.close(session, "the copy is complete");
+        match (&self.stages.journal, complete) {
+            (Some(journal), true) => Event::NetcopyDone { end: journal.end() },
+            (Some(_) | None, _) => Event::NetcopyFailed,
+        }
+    }
+}
+
+async fn send(
+    mut source: Source,
+    link: &LinkHandle,
+    session: u64,
+    lane: &mut mpsc::UnboundedReceiver<Bulk>,
+    shown: &Mutex<Progress>,
+) -> Result<(), NetcopyError> {
+    loop {
+        // Reading files may wait for the disk.
+        let (back, step) = blocking(move || {
+            let step = source.step(clock::instant());
+            Ok((source, step))
+        })
+        .await
+        .map_err(|reason| NetcopyError::Io { doing: "read the volume", reason })?;
+        source = back;
+        *shown.lock() = source.progress();
+        match step? {
+            Step::Send(items) => {
+                let bytes = to_bytes(&items)?;
+                link.send_bulk(session, bytes).await.map_err(|_| NetcopyError::Peer("it is gone"))?;
+            }
+            Step::Wait => {
+                let bulk = next(lane, link, session).await?;
+                source.accept(from_bytes(&bulk.bytes)?)?;
+            }
+            Step::Pause(time) => tokio::time::sleep(time).await,
+            Step::Finished => return Ok(()),
+        }
+        // Answers are taken as they come, so that the peer never waits for room.
+        while let Ok(bulk) = lane.try_recv() {
+            if bulk.session == session {
+                source.accept(from_bytes(&bulk.bytes)?)?;
+            }
+        }
+    }
+}
+
+async fn take(
+    mut target: Target,
+    link: &LinkHandle,
+    session: u64,
+    lane: &mut mpsc::UnboundedReceiver<Bulk>,
+    shown: &Mutex<Progress>,
+) -> Result<Copied, NetcopyError> {
+    loop {
+        let (back, step) = blocking(move || {
+            let step = target.step();
+            Ok((target, step))
+        })
+        .await
+        .map_err(|reason| NetcopyError::Io { doing: "write the volume", reason })?;
+        target = back;
+        *shown.lock() = target.progress();
+        match step? {
+            Step::Send(reply) => {
+                let bytes = to_bytes(&reply)?;
+                link.send_bulk(session, bytes).await.map_err(|_| NetcopyError::Peer("it is gone"))?;
+            }
+            Step::Wait => {
+                let bulk = next(lane, link, session).await?;
+                let items = from_bytes(&bulk.bytes)?;
+                drop(bulk);
+                let (back, taken) = blocking(move || {
+                    let taken = target.accept(items);
+                    Ok((target, taken))
+                })
+                .await
+                .map_err(|reason| NetcopyError::Io { doing: "write the volume", reason })?;
+                target = back;
+                taken?;
+            }
+            Step::Pause(time) => tokio::time::sleep(time).await,
+            Step::Finished => return target.into_copied().ok_or(NetcopyError::Peer("it ended before it was complete")),
+        }
+    }
+}
+
+/// The next message of this connection; those of earlier ones are passed over.
+async fn next(lane: &mut mpsc::UnboundedReceiver<Bulk>, link: &LinkHandle, session: u64) -> Result<Bulk, NetcopyError> {
+    loop {
+        tokio::select! {
+            bulk = lane.recv() => match bulk {
+                Some(bulk) if bulk.session == session => return Ok(bulk),
+                Some(_) => {}
+                None => return Err(NetcopyError::Peer("it is gone")),
+            },
+            () = link.gone(session) => return Err(NetcopyError::Peer("it is gone")),
+        }
+    }
+}

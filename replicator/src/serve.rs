@@ -1,0 +1,96 @@
+//! The member's process: puts the rooms together, in the order in which they need each other, and nothing else.
+
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use tandem_protocol::member::effect::{Exit, Snapshot};
+use tokio::sync::watch;
+
+use crate::capture::transport::{self, Connection, Session};
+use crate::conductor::door::Door;
+use crate::conductor::{self, ClaimService, ConductorError, Given};
+use crate::health::{self, Shown};
+use crate::metrics::Metrics;
+use crate::record::RecordKeeper;
+use crate::record::file::FileKeeper;
+use crate::settings::ServeSettings;
+use crate::{api, handover, orders};
+
+/// Threads that serve the application's mount. Some of them may wait at the gate while others go on reading.
+const THREADS: usize = 8;
+
+/// Why the process ended badly.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum ServeError {
+    #[error("{doing}: {source}")]
+    Io { doing: &'static str, source: io::Error },
+    #[error(transparent)]
+    Conductor(#[from] ConductorError),
+    #[error(transparent)]
+    Client(#[from] api::ClientError),
+    #[error("neither the supervisor's descriptors nor --mount are given: there is no mount to serve")]
+    NoMount,
+    #[error("there is nowhere to keep the record")]
+    NoRecord,
+}
+
+fn on(doing: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |source| ServeError::Io { doing, source }
+}
+
+/// Runs a member until it ends.
+pub async fn run(settings: ServeSettings) -> Result<ExitCode, ServeError> {
+    let shown = Arc::new(Shown::default());
+    health::serve(settings.health, Arc::clone(&shown), Arc::new(Metrics::default()))
+        .await
+        .map_err(on("listen for probes"))?;
+    let door = Arc::new(Door::default());
+    let (session, resumed) = mount(&settings)?;
+    let running =
+        session.run(Arc::clone(&door) as Arc<dyn transport::Handler>, THREADS).map_err(on("serve the mount"))?;
+    let greeted = Arc::clone(&shown);
+    let waiting = Arc::clone(&session);
+    std::thread::spawn(move || {
+        if waiting.wait_served() {
+            greeted.update(|shown| shown.started = true);
+        }
+        running.wait();
+    });
+
+    let (told, _telling) = watch::channel(Snapshot::default());
+    let (keeper, wishes, claim_service): (Arc<dyn RecordKeeper>, _, ClaimService) = match &settings.record_folder {
+        Some(folder) => {
+            let keeper = Arc::new(FileKeeper::new(folder));
+            let wishes = orders::from_folder(folder, settings.member);
+            (keeper, wishes, Arc::new(|epoch| tracing::info!(epoch, "this member would be the Service's")))
+        }
+        None => return Err(ServeError::NoRecord),
+    };
+    let mounted = settings.mount.clone();
+    let given = Given { settings, keeper, wishes, shown, told, claim_service, door, resumed };
+    let ended = conductor::run(given).await;
+    if let Some(mount) = mounted {
+        // Development: the process that mounted also unmounts. In a pod the mount outlives this process.
+        if let Err(error) = transport::unmount_here(&mount) {
+            tracing::warn!(%error, "the mount stays");
+        }
+    }
+    match ended? {
+        Exit::Released | Exit::Terminated => Ok(ExitCode::SUCCESS),
+        Exit::DiskFailed => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// The application's mount, and whether a process that is gone has served it before.
+fn mount(settings: &ServeSettings) -> Result<(Arc<Session>, bool), ServeError> {
+    if let Some(inherited) = handover::descriptors_from_env().map_err(on("take over the mount"))? {
+        let resumed = inherited.connection != Connection::Fresh;
+        let session = Session::from_descriptors(inherited.devices, inherited.connection, inherited.keeper)
+            .map_err(on("take over the mount"))?;
+        return Ok((session, resumed));
+    }
+    let mount = settings.mount.as_ref().ok_or(ServeError::NoMount)?;
+    Ok((transport::mount_here(mount).map_err(on("mount"))?, false))
+}
