@@ -184,6 +184,8 @@ struct Api {
     retry_at: u64,
     unreachable: bool,
     missing: bool,
+    /// Something was said that the known record does not show yet.
+    look: bool,
 }
 
 /// What was asked of the API server.

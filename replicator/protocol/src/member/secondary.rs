@@ -115,6 +115,7 @@ impl Member {
                         identity.dirty = false;
                     }
                 });
+                self.api.look = !self.is_certified();
             }
             Control::CannotFollow => {
                 if self.leads().is_some() {
@@ -317,8 +318,9 @@ impl Member {
         let Some(link) = &self.link else { return };
         let leads = link.hello.as_ref().is_some_and(|hello| hello.leads.is_some());
         let session = link.session;
+        let certified = self.is_certified();
         let Some(nomination) = &mut self.nomination else { return };
-        if link.following && leads && nomination.asked != Some(session) {
+        if certified && link.following && leads && nomination.asked != Some(session) {
             nomination.asked = Some(session);
             let request = nomination.request.clone();
             self.say(Control::Nominate { request }, out);
@@ -330,15 +332,13 @@ impl Member {
         let record = &known.record;
         let done = record.last_request.as_ref() == Some(&request.id);
         let repeated = self.nomination.as_ref().is_some_and(|nomination| nomination.request == request);
-        if request.to != self.name || epoch_seen != record.epoch || done || repeated || self.leads().is_some() {
+        if request.to != self.name || epoch_seen < record.epoch || done || repeated || self.leads().is_some() {
             return;
         }
-        if self.is_certified() {
-            self.reason = None;
-            self.nomination = Some(Nomination { request, asked: None });
-        } else {
-            self.reason = Some(Reason::NominatedUncertified);
-        }
+        self.reason = None;
+        self.nomination = Some(Nomination { request, asked: None });
+        // The operator may know a newer record. The reading decides whether this member can be meant.
+        self.api.look = true;
     }
 
     /// This copy may lead, if the record agrees.

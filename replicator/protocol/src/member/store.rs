@@ -17,7 +17,8 @@ impl Member {
         if self.api.asked.is_some() || self.times.now < self.api.retry_at {
             return;
         }
-        if matches!(self.state, State::Starting | State::Secondary { claim: Some(Claim::Reading) }) {
+        let looks = self.api.look && matches!(self.state, State::Secondary { claim: None });
+        if looks || matches!(self.state, State::Starting | State::Secondary { claim: Some(Claim::Reading) }) {
             self.read(out);
             return;
         }
@@ -178,6 +179,11 @@ impl Member {
             return;
         }
         self.api.stale = false;
+        self.api.look = false;
+        if self.nomination.is_some() && !self.is_certified() {
+            self.nomination = None;
+            self.reason = Some(super::Reason::NominatedUncertified);
+        }
         if self.naive(Mutation::TrustRead) {
             self.api.unsettled = false;
         }
