@@ -38,6 +38,7 @@ use crate::netcopy::Copied;
 use crate::receive::{self, Following, ReceiveEvent, Receiver};
 use crate::record::{RecordError, RecordKeeper};
 use crate::redo::{self, Scope};
+use crate::report::Account;
 use crate::settings::ServeSettings;
 use crate::ship::{self, Shipper, Shipping};
 use crate::volume::{self, Volume};
@@ -75,6 +76,8 @@ pub struct Wishes {
     pub nomination: Option<(tandem_protocol::record::Request, u64)>,
     /// Orders by their tokens.
     pub orders: Vec<(String, tandem_protocol::member::event::Order)>,
+    /// Generation of the object that says so.
+    pub generation: Option<i64>,
 }
 
 /// Called with an epoch: the read/write Service is to lead here.
@@ -93,8 +96,8 @@ pub struct Given {
     pub wishes: watch::Receiver<Wishes>,
     /// What is shown to the outside.
     pub shown: Arc<Shown>,
-    /// The member's own view, for the report.
-    pub told: watch::Sender<Snapshot>,
+    /// What only the report says.
+    pub account: watch::Sender<Account>,
     /// Points the read/write Service here for an epoch.
     pub claim_service: ClaimService,
     /// The application's mount.
@@ -146,6 +149,7 @@ struct Conductor {
     handled: Vec<String>,
     nominated: Option<String>,
     upkeep: upkeep::Upkeep,
+    state: StateName,
     ended: Option<Exit>,
 }
 
@@ -207,6 +211,7 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
         handled: Vec::new(),
         nominated: None,
         upkeep: upkeep::Upkeep::default(),
+        state: StateName::Offline,
         ended: None,
         given,
     };
@@ -796,7 +801,7 @@ impl Conductor {
     }
 
     fn report(&mut self, snapshot: Snapshot) {
-        let before = self.given.told.borrow().state;
+        let before = std::mem::replace(&mut self.state, snapshot.state);
         if before != snapshot.state {
             let end = self.journal_facts().end;
             tracing::info!(from = ?before, to = ?snapshot.state, epoch = snapshot.generation.epoch, end = end.seq, "state");
@@ -808,7 +813,23 @@ impl Conductor {
             shown.epoch = snapshot.generation.epoch;
             shown.peer_connected = snapshot.linked;
         });
-        self.given.told.send_replace(snapshot);
+        self.account();
+    }
+
+    /// Brings up to date what only the report says.
+    fn account(&self) {
+        let (generation, identity) = (self.given.wishes.borrow().generation, self.member.identity());
+        let account = Account {
+            data_id: identity.map(|identity| identity.data_id.uuid.to_string()),
+            boot: identity.map_or(0, |identity| identity.boot),
+            position: self.journal_facts().end,
+            generation,
+        };
+        self.given.account.send_if_modified(|last| {
+            let differs = *last != account;
+            *last = account;
+            differs
+        });
     }
 
     /// Ends the stages in order: what is on the volume and in the journal stays as it is.

@@ -33,6 +33,8 @@ pub mod orders;
 pub mod receive;
 pub mod record;
 pub mod redo;
+pub mod report;
+pub mod route;
 pub mod ship;
 pub mod supervise;
 pub mod telemetry;

@@ -56,5 +56,6 @@ fn read(path: &Path, text: &[u8]) -> Result<Wishes, serde_json::Error> {
         settings: Some(written.settings.unwrap_or_default()),
         nomination: written.nomination,
         orders: written.discard.into_iter().map(|token| (token, Order::Discard)).collect(),
+        generation: None,
     })
 }

@@ -7,6 +7,7 @@ use tandem_protocol::Record;
 use tokio::sync::watch;
 
 pub mod file;
+pub mod kubernetes;
 
 /// The record as it was read, with what a compare-and-swap needs.
 #[derive(Clone, Debug, PartialEq)]

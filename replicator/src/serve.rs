@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use tandem_protocol::member::effect::{Exit, Snapshot};
+use tandem_protocol::member::effect::Exit;
 use tokio::sync::watch;
 
 use crate::capture::transport::{self, Connection, Session};
@@ -14,8 +14,10 @@ use crate::health::{self, Shown};
 use crate::metrics::Metrics;
 use crate::record::RecordKeeper;
 use crate::record::file::FileKeeper;
+use crate::record::kubernetes::KubernetesKeeper;
+use crate::report::Account;
 use crate::settings::ServeSettings;
-use crate::{api, handover, orders};
+use crate::{api, handover, orders, report, route};
 
 /// Threads that serve the application's mount. Some of them may wait at the gate while others go on reading.
 const THREADS: usize = 8;
@@ -32,8 +34,6 @@ pub enum ServeError {
     Client(#[from] api::ClientError),
     #[error("neither the supervisor's descriptors nor --mount are given: there is no mount to serve")]
     NoMount,
-    #[error("there is nowhere to keep the record")]
-    NoRecord,
 }
 
 fn on(doing: &'static str) -> impl FnOnce(io::Error) -> ServeError {
@@ -59,17 +59,27 @@ pub async fn run(settings: ServeSettings) -> Result<ExitCode, ServeError> {
         running.wait();
     });
 
-    let (told, _telling) = watch::channel(Snapshot::default());
+    let (account, accounts) = watch::channel(Account::default());
     let (keeper, wishes, claim_service): (Arc<dyn RecordKeeper>, _, ClaimService) = match &settings.record_folder {
         Some(folder) => {
             let keeper = Arc::new(FileKeeper::new(folder));
             let wishes = orders::from_folder(folder, settings.member);
             (keeper, wishes, Arc::new(|epoch| tracing::info!(epoch, "this member would be the Service's")))
         }
-        None => return Err(ServeError::NoRecord),
+        None => {
+            let clients = api::Clients::infer().await?;
+            let keeper = Arc::new(KubernetesKeeper::new(&clients, &settings));
+            let wishes = report::wishes(&clients, &settings);
+            tokio::spawn(report::tell(clients.clone(), settings.clone(), Arc::clone(&shown), accounts));
+            let (namespace, pair, member) = (settings.namespace.clone(), settings.pair.clone(), settings.member.name());
+            let claim: ClaimService = Arc::new(move |epoch| {
+                tokio::spawn(route::claim(clients.clone(), namespace.clone(), pair.clone(), member, epoch));
+            });
+            (keeper, wishes, claim)
+        }
     };
     let mounted = settings.mount.clone();
-    let given = Given { settings, keeper, wishes, shown, told, claim_service, door, resumed };
+    let given = Given { settings, keeper, wishes, shown, account, claim_service, door, resumed };
     let ended = conductor::run(given).await;
     if let Some(mount) = mounted {
         // Development: the process that mounted also unmounts. In a pod the mount outlives this process.

@@ -30,6 +30,7 @@ impl Conductor {
             commit.tick();
         }
         self.show();
+        self.account();
         let Some(journal) = self.stages.journal.clone() else { return };
         let end = journal.end();
         let since = self.upkeep.checkpoint.load(Ordering::Acquire);
