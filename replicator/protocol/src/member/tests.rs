@@ -367,8 +367,7 @@ impl World {
         if upto <= node.marks.acknowledged {
             return;
         }
-        let fresh: Vec<Op> =
-            node.disk.journal[node.marks.acknowledged as usize..upto as usize].iter().copied().collect();
+        let fresh: Vec<Op> = node.disk.journal[node.marks.acknowledged as usize..upto as usize].to_vec();
         node.marks.acknowledged = upto;
         let fresh: Vec<Op> = fresh.into_iter().filter(|op| op.at.epoch == epoch).collect();
         if fresh.is_empty() {
@@ -611,13 +610,11 @@ impl World {
                 let of = self.dice.below(2) as usize;
                 self.tell(of, Event::Terminate);
             }
-            21..=26 => {
-                if !self.late.is_empty() {
-                    let which = self.dice.below(self.late.len() as u64) as usize;
-                    let (expected, record) = self.late.swap_remove(which);
-                    let done = self.write_record(&expected, &record);
-                    self.story.push(format!("{} late write took effect: {done}", self.now));
-                }
+            21..=26 if !self.late.is_empty() => {
+                let which = self.dice.below(self.late.len() as u64) as usize;
+                let (expected, record) = self.late.swap_remove(which);
+                let done = self.write_record(&expected, &record);
+                self.story.push(format!("{} late write took effect: {done}", self.now));
             }
             27..=30 => {
                 // The watch.
@@ -690,11 +687,6 @@ impl World {
         (self.cut, self.api_down) = (false, false);
         self.late.clear();
         self.disconnect(Evidence::Timeout, None);
-        for of in 0..2 {
-            for _ in 0..0 {
-                self.tell(of, Event::Tick);
-            }
-        }
         // Flapping pairs wait for a stable connection.
         for _ in 0..3_000 {
             self.round();
