@@ -219,11 +219,14 @@ impl World {
         }
         let random = u128::from(self.dice.roll());
         let before = self.nodes[of].member.state_name();
-        let told = match &event {
-            Event::Tick | Event::PeerAck { .. } | Event::LocalDurable(_) => String::new(),
-            Event::PeerMessage { message: Control::Heartbeat { .. }, .. } => String::new(),
-            other => format!("{other:?}"),
-        };
+        let dull = matches!(
+            &event,
+            Event::Tick
+                | Event::PeerAck { .. }
+                | Event::LocalDurable(_)
+                | Event::PeerMessage { message: Control::Heartbeat { .. }, .. }
+        );
+        let told = if dull { String::new() } else { format!("{event:?}") };
         let effects = self.nodes[of].member.step(event, Now { millis: self.now, random });
         let after = self.nodes[of].member.state_name();
         if before != after || !told.is_empty() {
