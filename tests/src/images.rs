@@ -50,11 +50,9 @@ pub fn install(cluster: &Cluster) -> Result<()> {
             &format!("{image}.repository=localhost/tandem-{name},{image}.tag=test,{image}.pullPolicy=Never"),
         ]);
     }
-    // The operator's program does nothing yet: a Deployment of it would never become ready.
-    command.args(["--set", "operator.replicas=0"]);
     shell::run(&mut command).context("install the chart")?;
     // The images have the same names as before: pods that run older ones are replaced.
-    let parts = ["daemonset/tandem-node"];
+    let parts = ["daemonset/tandem-node", "deployment/tandem-operator"];
     for part in parts {
         cluster.kubectl(&["-n", "tandem-system", "rollout", "restart", part])?;
     }

@@ -56,7 +56,8 @@ fn rule(schema: &mut Schema, expression: &str, message: &str) {
     debug_assert!(added.is_ok(), "{added:?}");
 }
 
-const EVERY: &str = "(self.spec.containers + (has(self.spec.initContainers) ? self.spec.initContainers : []))";
+/// The names of all containers. The two lists are of different types to CEL, so only what is taken out of them can be joined.
+const NAMES: &str = "(self.spec.containers.map(c, c.name) + (has(self.spec.initContainers) ? self.spec.initContainers.map(c, c.name) : []))";
 
 impl JsonSchema for PodTemplate {
     fn inline_schema() -> bool {
@@ -89,7 +90,10 @@ impl JsonSchema for PodTemplate {
             "properties": {"metadata": metadata(), "spec": spec},
             "required": ["spec"],
         });
-        let all = |condition: &str| format!("{EVERY}.all(c, {condition})");
+        let all = |condition: &str| {
+            let init = format!("!has(self.spec.initContainers) || self.spec.initContainers.all(c, {condition})");
+            format!("self.spec.containers.all(c, {condition}) && ({init})")
+        };
         let mounts = |condition: &str| all(&format!("!has(c.volumeMounts) || c.volumeMounts.all(m, {condition})"));
         let rules: [(String, &str); 16] = [
             (
@@ -113,7 +117,7 @@ impl JsonSchema for PodTemplate {
                 "the container names replicator and gate are Tandem's own",
             ),
             (
-                format!("{EVERY}.all(c, {EVERY}.filter(d, d.name == c.name).size() == 1)"),
+                format!("{NAMES}.all(n, {NAMES}.filter(m, m == n).size() == 1)"),
                 "two containers of the template have the same name",
             ),
             (

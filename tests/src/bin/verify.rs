@@ -178,8 +178,7 @@ fn scenarios(arguments: &Arguments) -> Result<()> {
     cargo(&["build", "--quiet", "--package", "tandem-tests", "--bin", "cluster"])?;
     let cluster = |words: &[&str]| run(Command::new(&by_hand).args(words));
     cluster(&["up"])?;
-    // The chart is installed when a scenario of the product is named: what is played every time is about the ground.
-    let mut result = if arguments.only.is_empty() { Ok(()) } else { cluster(&["install"]) };
+    let mut result = cluster(&["install"]);
     if result.is_ok() {
         let mut words = vec!["test", "--quiet", "--package", "tandem-tests", "--test", "cases", "--"];
         words.extend(arguments.only.iter().map(String::as_str).filter(|word| *word != "scenarios"));
