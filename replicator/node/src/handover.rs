@@ -22,6 +22,7 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::io::unix::AsyncFd;
 
 /// Name of the socket in a pod's directory.
@@ -85,11 +86,15 @@ async fn accept(socket: AsyncFd<OwnedFd>, uid: &str, volumes: &Arc<Volumes>) -> 
         let connection = match socket.readable().await?.try_io(|socket| Ok(accept_with(socket.as_fd(), flags)?)) {
             Ok(Ok(connection)) => connection,
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
-            Ok(Err(error)) => return Err(error),
+            // Too many open files, most likely: it passes, and who waits here must be served then.
+            Ok(Err(error)) => {
+                tracing::warn!(%error, pod_uid = uid, "accept a replicator");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
             Err(_not_ready) => continue,
         };
-        let peer = rustix::net::sockopt::socket_peercred(&connection)?;
-        tracing::info!(pod_uid = uid, pid = peer.pid.as_raw_nonzero().get(), user = peer.uid.as_raw(), "connected");
+        tracing::info!(pod_uid = uid, "connected");
         let (uid, volumes) = (uid.to_owned(), Arc::clone(volumes));
         serving.spawn(async move {
             let number = CONNECTIONS.fetch_add(1, Ordering::Relaxed);
