@@ -42,7 +42,7 @@ use crate::report::Account;
 use crate::settings::ServeSettings;
 use crate::ship::{self, Shipper, Shipping};
 use crate::volume::{self, Volume};
-use crate::{aside, checkpoint};
+use crate::{aside, boot, checkpoint, plain};
 
 use door::Door;
 
@@ -265,8 +265,7 @@ fn member_name(settings: &ServeSettings) -> MemberName {
 
 /// What a start finds: verifies the journal and makes the volume true.
 fn begin(settings: &ServeSettings, identity: Option<Identity>, stages: &mut Stages) -> Result<Facts, ConductorError> {
-    let node_boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(on("read the boot id"))?;
-    let node_boot = node_boot.trim().to_string();
+    let node_boot = boot::node_boot(&settings.run).map_err(on("tell this life of the node from the last"))?;
     let mut facts = Facts {
         identity,
         volume: settings.volume_uid.clone(),
@@ -809,7 +808,9 @@ impl Conductor {
         self.given.shown.update(|shown| {
             shown.member = self.given.settings.member.name().to_string();
             shown.state = state_text(snapshot.state).to_string();
-            shown.reason = snapshot.reason.map_or_else(String::new, |reason| format!("{reason:?}"));
+            let said = plain::held_back(&snapshot);
+            shown.reason = said.map_or_else(String::new, |said| said.reason.to_string());
+            shown.message = said.map_or_else(String::new, |said| said.message.to_string());
             shown.epoch = snapshot.generation.epoch;
             shown.peer_connected = snapshot.linked;
         });

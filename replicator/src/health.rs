@@ -30,8 +30,10 @@ pub struct Snapshot {
     pub member: String,
     /// State of the protocol's machine, in its words.
     pub state: String,
-    /// Why, where that is not plain.
+    /// What holds it back, as one word; empty: nothing does.
     pub reason: String,
+    /// The same as a sentence that says what to do.
+    pub message: String,
     /// Epoch that this member serves or follows.
     pub epoch: u64,
     /// The application's mount is answered (requests may still wait).

@@ -200,7 +200,7 @@ fn report_of(now: &Snapshot, account: &Account, pod_uid: &str) -> words::MemberR
         pod_uid: (!pod_uid.is_empty()).then(|| pod_uid.to_owned()),
         peer_reachable: Some(now.peer_connected),
         reason: (!now.reason.is_empty()).then(|| now.reason.clone()),
-        message: None,
+        message: (!now.message.is_empty()).then(|| now.message.clone()),
         handled_orders: Vec::new(),
         handled_nomination: None,
         conditions: Vec::new(),

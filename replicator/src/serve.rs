@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tandem_protocol::member::effect::Exit;
 use tokio::sync::watch;
 
@@ -42,6 +43,7 @@ fn on(doing: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 
 /// Runs a member until it ends.
 pub async fn run(settings: ServeSettings) -> Result<ExitCode, ServeError> {
+    raise_descriptors();
     let shown = Arc::new(Shown::default());
     health::serve(settings.health, Arc::clone(&shown), Arc::new(Metrics::default()))
         .await
@@ -90,6 +92,17 @@ pub async fn run(settings: ServeSettings) -> Result<ExitCode, ServeError> {
     match ended? {
         Exit::Released | Exit::Terminated => Ok(ExitCode::SUCCESS),
         Exit::DiskFailed => Ok(ExitCode::FAILURE),
+    }
+}
+
+/// A file that an application holds open costs a descriptor here: as many as the container may have.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match setrlimit(Resource::Nofile, wanted) {
+        Ok(()) => tracing::debug!(descriptors = limit.maximum, "descriptors"),
+        // It works with fewer: applications that open many files are told ENFILE sooner.
+        Err(errno) => tracing::warn!(%errno, descriptors = limit.current, "the limit of descriptors stays as it is"),
     }
 }
 

@@ -79,6 +79,9 @@ pub struct ServeSettings {
     /// The member's volume: plain files at its root, our own in `.tandem`
     #[arg(long, env = "TANDEM_VOLUME", default_value = "/volume")]
     pub volume: PathBuf,
+    /// A folder of this pod's memory, gone when the node loses power; without it only a new kernel tells a power loss
+    #[arg(long, env = "TANDEM_RUN", default_value = "/run/tandem")]
+    pub run: PathBuf,
     /// Folder with ca.crt, tls.crt and tls.key
     #[arg(long, env = "TANDEM_TLS", default_value = "/tls")]
     pub tls: PathBuf,

@@ -36,7 +36,7 @@ impl Pair {
         let certificate = authority.self_signed(&authority_key).unwrap();
         let issuer = Issuer::new(authority, authority_key);
         for member in ["a", "b"] {
-            for kind in ["volume", "mount", "tls"] {
+            for kind in ["volume", "mount", "tls", "run"] {
                 fs::create_dir_all(root.join(member).join(kind)).unwrap();
             }
             let key = KeyPair::generate().unwrap();
@@ -91,6 +91,8 @@ impl Pair {
             .args(["--volume-uid", &format!("volume-{member}")])
             .arg("--volume")
             .arg(home.join("volume"))
+            .arg("--run")
+            .arg(home.join("run"))
             .arg("--tls")
             .arg(home.join("tls"))
             .arg("--mount")
