@@ -272,8 +272,9 @@ fn begin(settings: &ServeSettings, identity: Option<Identity>, stages: &mut Stag
         has_files: has_files(&settings.volume)?,
         journal: JournalFacts::default(),
         corrupt: false,
+        // A pod whose node lost its power is the same object with another application in it.
+        pod: format!("{}/{node_boot}", settings.pod_uid),
         node_boot,
-        pod: settings.pod_uid.clone(),
     };
     let Some(identity) = &facts.identity else { return Ok(facts) };
     let (journal, recovered) = match Journal::open(&journal_folder(settings), options(identity)) {

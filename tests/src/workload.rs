@@ -26,6 +26,16 @@ pub const PORT: u16 = 8080;
 
 /// Serves until the process is ended. SIGTERM ends it at once: nothing that was answered is in memory only.
 pub fn serve(folder: &Path) -> io::Result<()> {
+    // The first process of a container has no default actions.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut told = {
+        let _inside = runtime.enter();
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(told.recv());
+        std::process::exit(0);
+    });
     for name in ["records", "files"] {
         fs::create_dir_all(folder.join(name))?;
     }

@@ -318,9 +318,10 @@ impl Member {
         let Some(link) = &self.link else { return };
         let leads = link.hello.as_ref().is_some_and(|hello| hello.leads.is_some());
         let session = link.session;
-        let certified = self.is_certified();
+        // Who could not take the lead must not ask a living master to give it up: nobody would have it then.
+        let may = self.is_certified() && self.eligible();
         let Some(nomination) = &mut self.nomination else { return };
-        if certified && link.following && leads && nomination.asked != Some(session) {
+        if may && link.following && leads && nomination.asked != Some(session) {
             nomination.asked = Some(session);
             let request = nomination.request.clone();
             self.say(Control::Nominate { request }, out);
