@@ -3,6 +3,9 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+
 static START: OnceLock<Instant> = OnceLock::new();
 
 /// Time since this process first asked: never goes back, is not comparable between processes.
@@ -21,6 +24,11 @@ pub fn wall_nanoseconds() -> i64 {
         Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
         Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |nanoseconds| -nanoseconds),
     }
+}
+
+/// The same time as objects of the API carry it.
+pub fn stamp() -> Time {
+    Time(Timestamp::from_nanosecond(wall_nanoseconds().into()).unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! link, record, orders, marks, clock, signals -> event -> Member::step -> effects -> stages
 //! ```
 
+mod copies;
 pub mod copy;
 pub mod door;
 pub mod upkeep;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tandem_crds::v1alpha1::NetcopyPhase;
 use tandem_protocol::ack::AckRule;
 use tandem_protocol::identity::{Generation, Identity, MemberName};
 use tandem_protocol::member::effect::{Effect, Exit, Snapshot, StateName};
@@ -34,6 +36,7 @@ use crate::health::Shown;
 use crate::identity::IdentityFile;
 use crate::journal::{Journal, JournalError, Options};
 use crate::link::{self, LinkEvent, LinkHandle, Nack};
+use crate::memory::Memory;
 use crate::netcopy::Copied;
 use crate::receive::{self, Following, ReceiveEvent, Receiver};
 use crate::record::{RecordError, RecordKeeper};
@@ -44,6 +47,7 @@ use crate::ship::{self, Shipper, Shipping};
 use crate::volume::{self, Volume};
 use crate::{aside, boot, checkpoint, plain};
 
+use copies::Copies;
 use door::Door;
 
 /// How often time passes for the member.
@@ -76,6 +80,8 @@ pub struct Wishes {
     pub nomination: Option<(tandem_protocol::record::Request, u64)>,
     /// Orders by their tokens.
     pub orders: Vec<(String, tandem_protocol::member::event::Order)>,
+    /// A copy of which not a byte moves for so long is given up; `None`: the default.
+    pub stall_timeout: Option<Duration>,
     /// Generation of the object that says so.
     pub generation: Option<i64>,
 }
@@ -112,6 +118,8 @@ enum Note {
     Event(Event),
     /// The peer has all files of a copy.
     CopySent { session: u64, position: Position },
+    /// A copy to the peer broke off.
+    CopyBroke { session: u64, why: String },
     /// All files of a copy are here.
     CopyTaken { session: u64, generation: Generation, copied: Box<Copied> },
     /// A copy is one state, or never will be.
@@ -149,6 +157,10 @@ struct Conductor {
     handled: Vec<String>,
     nominated: Option<String>,
     upkeep: upkeep::Upkeep,
+    memory: Memory,
+    copies: Copies,
+    /// What of the last copy is remembered durably.
+    copy_kept: Option<(String, NetcopyPhase)>,
     state: StateName,
     ended: Option<Exit>,
 }
@@ -158,6 +170,7 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
     let folder = given.settings.volume.join(volume::FOLDER);
     let file = Arc::new(IdentityFile::lock(&folder)?);
     let identity: Option<Identity> = file.load()?;
+    let memory = Memory::new(&folder);
     let (notes, mut noted) = mpsc::unbounded_channel();
     let member = member_name(&given.settings);
 
@@ -211,6 +224,9 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
         handled: Vec::new(),
         nominated: None,
         upkeep: upkeep::Upkeep::default(),
+        copies: Copies::recalled(recall(&memory, copy::MEMORY), clock::stamp()),
+        copy_kept: None,
+        memory,
         state: StateName::Offline,
         ended: None,
         given,
@@ -251,9 +267,18 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
         if let Some(event) = event {
             conductor.step(event).await;
         }
+        conductor.remember_copy().await;
     }
     conductor.close();
     Ok(conductor.ended.unwrap_or(Exit::Terminated))
+}
+
+/// What this member remembers under a name. What cannot be read is said and forgotten: nothing durable depends on it.
+fn recall<T: serde::de::DeserializeOwned>(memory: &Memory, name: &str) -> Option<T> {
+    memory.recall(name).unwrap_or_else(|error| {
+        tracing::warn!(%error, name, "what was remembered cannot be read");
+        None
+    })
 }
 
 fn member_name(settings: &ServeSettings) -> MemberName {
@@ -397,6 +422,7 @@ impl Conductor {
             }
             Effect::ApplyAll => self.apply_all(),
             Effect::Follow { session, generation, from: _, memory_acks: _ } => {
+                self.end_reign();
                 if let Some(receiver) = &self.stages.receiver {
                     receiver.follow(Following { session, epoch: generation.epoch, nonce: generation.nonce.0 });
                 }
@@ -408,7 +434,14 @@ impl Conductor {
                     receiver.stop();
                 }
             }
-            Effect::StartShipping { session, from } => self.start_shipping(session, from),
+            Effect::StartShipping { session, from } => {
+                // Whoever may follow is complete.
+                self.copies.completed(clock::stamp());
+                if let Some(copy) = self.stages.copy.take() {
+                    copy.stop();
+                }
+                self.start_shipping(session, from);
+            }
             Effect::StopShipping => {
                 if let Some((_, shipper)) = self.stages.shipper.take() {
                     shipper.stop();
@@ -427,11 +460,16 @@ impl Conductor {
             }
             Effect::DropPeer { session } => self.link.close(session, "the member wants a new one"),
             Effect::StartNetcopyAsSource { session } => self.start_source(session),
-            Effect::StartNetcopyAsTarget { session, generation } => self.start_target(session, generation),
+            Effect::StartNetcopyAsTarget { session, generation } => {
+                self.end_reign();
+                self.start_target(session, generation);
+            }
             Effect::StopNetcopy => {
                 if let Some(copy) = self.stages.copy.take() {
+                    self.copies.progress(copy.moved(), clock::monotonic());
                     copy.stop();
                 }
+                self.copies.interrupted("the connection to the replicant broke", clock::stamp());
             }
             Effect::SaveTail { after } => self.save_tail(after).await?,
             Effect::CutJournal { after } => self.cut_journal(after).await?,
@@ -449,6 +487,10 @@ impl Conductor {
                 self.copy_sent(session, position);
                 None
             }
+            Note::CopyBroke { session, why } => {
+                self.copy_broke(session, &why);
+                None
+            }
             Note::CopyTaken { session, generation, copied } => {
                 self.copy_taken(session, generation, *copied);
                 None
@@ -461,10 +503,12 @@ impl Conductor {
         match event {
             LinkEvent::Up { session } => {
                 tracing::info!(session, "the peer is connected");
+                self.copies.connected(true, clock::monotonic());
                 Some(Event::PeerUp { session, journal: self.journal_facts() })
             }
             LinkEvent::Down { session, evidence, why } => {
                 tracing::info!(session, ?evidence, why, "the peer is disconnected");
+                self.copies.connected(false, clock::monotonic());
                 Some(Event::PeerDown { session: Some(session), evidence: judged(evidence) })
             }
             LinkEvent::Attempt { evidence, why } => {
@@ -630,16 +674,24 @@ impl Conductor {
         if let Some(applier) = self.stages.applier.take() {
             applier.stop();
         }
-        let failed = |inbox: mpsc::UnboundedSender<Note>| {
-            Box::new(move || {
-                inbox.send(Note::Event(Event::DiskFailed)).ok();
-            })
-        };
-        let commit = Commit::start(Arc::clone(&journal), failed(self.notes.clone()))?;
-        commit.set_rule(self.rule);
+        let commit = self.commit(&journal)?;
         let resumed = self.given.resumed;
-        let capture = Capture::new(volume, journal.clone(), Arc::clone(&commit), resumed, failed(self.notes.clone()));
+        let capture = Capture::new(volume, journal, commit, resumed, self.on_failure());
         capture.open(epoch, self.given.settings.member.name(), !resumed).map_err(io::Error::from)?;
+        self.given.door.open(Arc::clone(&capture));
+        self.stages.capture = Some(capture);
+        Ok(())
+    }
+
+    /// The replies that wait and their rule, which begin with the lead: a peer may follow before requests are served.
+    fn commit(&mut self, journal: &Arc<Journal>) -> io::Result<Arc<Commit>> {
+        if let Some(commit) = &self.stages.commit {
+            return Ok(Arc::clone(commit));
+        }
+        let journal = Arc::clone(journal);
+        let commit = Commit::start(Arc::clone(&journal), self.on_failure())?;
+        commit.set_rule(self.rule);
+        self.stages.commit = Some(Arc::clone(&commit));
         let (mut durable, inbox) = (commit.durable(), self.notes.clone());
         tokio::spawn(async move {
             while durable.changed().await.is_ok() {
@@ -652,10 +704,26 @@ impl Conductor {
                 }
             }
         });
-        self.given.door.open(Arc::clone(&capture));
-        self.stages.commit = Some(commit);
-        self.stages.capture = Some(capture);
-        Ok(())
+        Ok(commit)
+    }
+
+    /// Somebody else is followed from now on. What was ready for a reign that never opened knows marks of a journal that
+    /// may be cut; one that opened is refused for ever, and this process leads no more.
+    fn end_reign(&mut self) {
+        self.copies.forget();
+        if self.stages.capture.is_none()
+            && let Some(commit) = self.stages.commit.take()
+        {
+            commit.end();
+        }
+    }
+
+    fn on_failure(&self) -> Box<dyn Fn() + Send + Sync> {
+        let inbox = self.notes.clone();
+        Box::new(move || {
+            // Fails only after the loop has ended.
+            inbox.send(Note::Event(Event::DiskFailed)).ok();
+        })
     }
 
     fn read_record(&self) {
@@ -704,8 +772,15 @@ impl Conductor {
     }
 
     fn start_shipping(&mut self, session: u64, from: Position) {
-        let (Some(journal), Some(commit)) = (self.stages.journal.clone(), self.stages.commit.clone()) else {
+        let Some(journal) = self.stages.journal.clone() else {
             return self.tell(Event::ShippingImpossible { session });
+        };
+        let commit = match self.commit(&journal) {
+            Ok(commit) => commit,
+            Err(error) => {
+                tracing::error!(%error, "nothing can be shipped");
+                return self.tell(Event::ShippingImpossible { session });
+            }
         };
         if journal.position_at(from.seq) != Some(from) {
             return self.tell(Event::ShippingImpossible { session });
@@ -865,6 +940,26 @@ pub fn state_text(state: StateName) -> &'static str {
         StateName::SecondaryNetcopy => "SecondaryNetcopy",
         StateName::Fenced => "Fenced",
         StateName::Quarantined => "Quarantined",
+    }
+}
+
+fn leads(state: StateName) -> bool {
+    match state {
+        StateName::PrimaryOpening
+        | StateName::PrimaryActive
+        | StateName::PrimaryUncertain
+        | StateName::PrimaryAlone
+        | StateName::PrimaryJoining
+        | StateName::PrimaryDraining => true,
+        StateName::Offline
+        | StateName::Starting
+        | StateName::SecondaryActive
+        | StateName::SecondaryAlone
+        | StateName::SecondaryCatchUp
+        | StateName::SecondaryNetcopy
+        | StateName::Fenced
+        | StateName::Quarantined
+        | StateName::Stopped => false,
     }
 }
 

@@ -66,6 +66,9 @@ pub struct Snapshot {
     pub netcopy_bytes: u64,
     /// Netcopy under way.
     pub netcopying: bool,
+    /// The last or running copy to the peer; by the leading member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub netcopy: Option<tandem_crds::v1alpha1::Netcopy>,
 }
 
 /// The rooms' common view: the conductor writes, the endpoints read.

@@ -27,6 +27,7 @@ pub mod identity;
 pub mod journal;
 pub mod link;
 pub mod manifest;
+pub mod memory;
 pub mod metrics;
 pub mod netcopy;
 pub mod op;

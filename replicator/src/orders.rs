@@ -22,6 +22,8 @@ struct Written {
     /// Settings that differ from the defaults.
     settings: Option<Settings>,
     nomination: Option<(Request, u64)>,
+    /// A copy of which not a byte moves for so long is given up.
+    stall_timeout_milliseconds: Option<u64>,
     /// Tokens of orders to discard what the volume holds.
     discard: Vec<String>,
 }
@@ -56,6 +58,7 @@ fn read(path: &Path, text: &[u8]) -> Result<Wishes, serde_json::Error> {
         settings: Some(written.settings.unwrap_or_default()),
         nomination: written.nomination,
         orders: written.discard.into_iter().map(|token| (token, Order::Discard)).collect(),
+        stall_timeout: written.stall_timeout_milliseconds.map(Duration::from_millis),
         generation: None,
     })
 }

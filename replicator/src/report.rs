@@ -2,6 +2,7 @@
 //! somebody waits for, otherwise at most every thirty seconds, and never because nothing happened.
 
 use crate::api::{Clients, follow, within};
+use crate::clock;
 use crate::conductor::Wishes;
 use crate::health::{Shown, Snapshot};
 use crate::record::kubernetes::{member, position_report, signed};
@@ -21,6 +22,8 @@ use tokio::sync::watch;
 const QUIET: Duration = Duration::from_secs(30);
 /// Changes that come in a flurry are told together.
 const FLURRY: Duration = Duration::from_millis(20);
+/// While a copy moves, somebody looks at how far it is.
+const COPYING: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_secs(1);
 const MANAGER: &str = "tandem-replicator";
 
@@ -95,7 +98,13 @@ fn wished(object: &words::ReplicationMember) -> Wishes {
             (order.token.clone(), what)
         })
         .collect();
-    Wishes { settings: Some(settings), nomination, orders, generation: object.metadata.generation }
+    Wishes {
+        settings: Some(settings),
+        nomination,
+        orders,
+        stall_timeout: Some(Duration::from_secs(positive(told.stall_timeout_seconds).max(1))),
+        generation: object.metadata.generation,
+    }
 }
 
 /// What people and the operator wait for: a difference here is told at once.
@@ -104,6 +113,7 @@ fn pressing(now: &Snapshot, account: &Account) -> impl PartialEq + use<> {
         now.state.clone(),
         now.reason.clone(),
         (now.epoch, now.serving, now.peer_connected),
+        now.netcopy.as_ref().map(|copy| (copy.id.clone(), copy.phase, copy.failures)),
         (account.data_id.clone(), account.boot, account.generation),
     )
 }
@@ -135,7 +145,11 @@ pub async fn tell(
                 }
             }
         }
-        let quiet = tokio::time::sleep(if is_pressing { FLURRY } else { QUIET });
+        let quiet = tokio::time::sleep(match (is_pressing, now.netcopying) {
+            (true, _) => FLURRY,
+            (false, true) => COPYING,
+            (false, false) => QUIET,
+        });
         tokio::pin!(quiet);
         loop {
             tokio::select! {
@@ -152,8 +166,7 @@ pub async fn tell(
 
 async fn write(api: &Api<words::ReplicationMember>, name: &str, report: &words::MemberReport) -> Result<(), String> {
     let mut status = serde_json::to_value(report).map_err(|error| error.to_string())?;
-    let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff_now());
-    if let (Some(fields), Ok(now)) = (status.as_object_mut(), serde_json::to_value(now)) {
+    if let (Some(fields), Ok(now)) = (status.as_object_mut(), serde_json::to_value(clock::stamp())) {
         fields.insert("reportedAt".into(), now);
     }
     let whole = serde_json::json!({
@@ -162,10 +175,6 @@ async fn write(api: &Api<words::ReplicationMember>, name: &str, report: &words::
     let manager = PatchParams::apply(MANAGER).force();
     let written = within(api.patch_status(name, &manager, &Patch::Apply(&whole))).await;
     written.map(drop).map_err(|error| error.to_string())
-}
-
-fn jiff_now() -> k8s_openapi::jiff::Timestamp {
-    k8s_openapi::jiff::Timestamp::from_nanosecond(crate::clock::wall_nanoseconds().into()).unwrap_or_default()
 }
 
 fn report_of(now: &Snapshot, account: &Account, pod_uid: &str) -> words::MemberReport {
@@ -194,7 +203,7 @@ fn report_of(now: &Snapshot, account: &Account, pod_uid: &str) -> words::MemberR
             operations: signed(account.position.seq.saturating_sub(now.peer_durable)),
             seconds: None,
         }),
-        netcopy: None,
+        netcopy: now.netcopy.clone(),
         data_id: account.data_id.clone(),
         boot: Some(signed(account.boot)),
         pod_uid: (!pod_uid.is_empty()).then(|| pod_uid.to_owned()),

@@ -130,6 +130,11 @@ impl Pair {
         self.unmount(member);
     }
 
+    fn signal(&mut self, member: &str, signal: &str) {
+        let id = self.child(member).as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+    }
+
     fn unmount(&self, member: &str) {
         Command::new("umount").args(["-l", "-f"]).arg(self.mount(member)).stderr(Stdio::null()).status().unwrap();
     }
@@ -181,7 +186,8 @@ impl Pair {
             let mut told = format!("waited for {what}; record {:?}\n", self.record());
             for member in ["a", "b"] {
                 let log = fs::read_to_string(self.folder.path().join(member).join("log")).unwrap_or_default();
-                let lines: Vec<&str> = log.lines().filter(|line| !line.contains("\"Report")).collect();
+                let lines: Vec<&str> =
+                    log.lines().filter(|line| !line.contains("\"Report") && !line.contains("Heartbeat")).collect();
                 let tail = lines[lines.len().saturating_sub(60)..].join("\n");
                 told += &format!("---- {member}: {}\n{tail}\n", self.shown(member));
             }
@@ -286,4 +292,84 @@ fn a_replicant_that_was_away_catches_up() {
     pair.kill("a");
     pair.wait_serving("b");
     judge(&pair.mount("b").join("log"), acknowledged);
+}
+
+#[test]
+fn a_copy_is_told_and_what_is_caught_up_later_is_none() {
+    let mut pair = Pair::new(13);
+    pair.start("a");
+    pair.wait_serving("a");
+    let log = pair.mount("a").join("log");
+    let acknowledged = append(&log, 0, 20);
+    pair.start("b");
+    pair.wait_in_sync("a");
+    pair.wait("the copy to be told as complete", || pair.shown("a")["netcopy"]["phase"] == "Completed");
+    let copy = pair.shown("a")["netcopy"].clone();
+    assert_eq!((&copy["bytesDone"], &copy["failures"]), (&copy["bytesTotal"], &json!(0)), "{copy}");
+    assert!(copy["startedAt"].is_string() && copy["finishedAt"].is_string(), "{copy}");
+    assert_eq!(pair.shown("b")["netcopy"], Value::Null, "a follower tells of no copy");
+
+    pair.kill("b");
+    let acknowledged = append(&log, acknowledged, 20);
+    pair.start("b");
+    pair.wait_in_sync("a");
+    assert_eq!(pair.shown("a")["netcopy"], copy, "a catch-up is no copy");
+
+    // Both lose their processes: the master goes on telling what it told.
+    pair.kill("b");
+    pair.kill("a");
+    pair.start("a");
+    pair.wait_serving("a");
+    pair.wait("the copy to be told again", || pair.shown("a")["netcopy"] == copy);
+    judge(&log, acknowledged);
+}
+
+#[test]
+fn a_copy_that_does_not_move_is_given_up_and_begun_again() {
+    let mut pair = Pair::new(14);
+    // Silence alone would end it after four seconds.
+    pair.wish("a", json!({"settings": {"interval": 2000}, "stall_timeout_milliseconds": 300}));
+    let piece = vec![7; 1 << 20];
+    let mut file = fs::File::create(pair.volume("a").join("large")).unwrap();
+    for _ in 0..400 {
+        file.write_all(&piece).unwrap();
+    }
+    pair.start("a");
+    pair.wait_serving("a");
+    pair.start("b");
+    pair.wait("the copy to move", || pair.shown("a")["netcopy"]["bytesDone"].as_i64().unwrap_or(0) > 0);
+    let first = pair.shown("a")["netcopy"].clone();
+    assert_eq!((&first["phase"], &first["bytesTotal"]), (&json!("Copying"), &json!(400 << 20)), "{first}");
+    pair.signal("b", "STOP");
+    pair.wait("the copy to be given up", || pair.shown("a")["netcopy"]["phase"] == "Failed");
+    let failed = pair.shown("a")["netcopy"].clone();
+    assert_eq!((&failed["id"], &failed["failures"]), (&first["id"], &json!(1)));
+    assert!(failed["message"].as_str().unwrap().starts_with("not a byte moved"), "{failed}");
+    pair.signal("b", "CONT");
+    pair.wait_in_sync("a");
+    pair.wait("the next copy to be complete", || pair.shown("a")["netcopy"]["phase"] == "Completed");
+    let second = pair.shown("a")["netcopy"].clone();
+    assert_ne!(second["id"], first["id"]);
+    assert_eq!(second["failures"], 0);
+}
+
+#[test]
+fn two_copies_or_none_from_the_first_moment() {
+    let mut pair = Pair::new(15);
+    for member in ["a", "b"] {
+        pair.wish(member, json!({"settings": {"protection": "MaxProtection"}}));
+    }
+    fs::write(pair.volume("a").join("old"), "there before").unwrap();
+    pair.start("a");
+    pair.wait("the founder to wait for its peer", || pair.shown("a")["state"] == "PrimaryUncertain");
+    assert_eq!(pair.shown("a")["serving"], false);
+    pair.start("b");
+    pair.wait_in_sync("a");
+    assert_eq!(append(&pair.mount("a").join("log"), 0, 20), 20);
+    pair.kill("a");
+    // Nobody serves until there are two again.
+    pair.start("a");
+    pair.wait("somebody to lead a pair in sync", || {
+        ["a", "b"].iter().any(|member| pair.shown(member)["state"] == "PrimaryActive")
+    });
 }

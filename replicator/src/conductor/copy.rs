@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tandem_protocol::Position;
@@ -15,17 +16,25 @@ use tandem_protocol::member::event::Event;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::copies::Moved;
 use super::{Conductor, Note, blocking};
 use crate::clock;
 use crate::link::{Bulk, LinkHandle};
-use crate::netcopy::{Copied, NetcopyError, Progress, Source, Step, Target, from_bytes, to_bytes};
+use crate::netcopy::{Copied, NetcopyError, Source, Step, Target, from_bytes, to_bytes};
 use crate::receive::Following;
 use crate::volume;
 
+/// A copy of which not a byte moves for so long is given up, where the owner has not said otherwise.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Where the state of the last copy is remembered.
+pub(super) const MEMORY: &str = "netcopy";
+
 /// A copy under way.
 pub(super) struct Copy {
+    /// The connection.
+    pub(super) session: u64,
     task: JoinHandle<()>,
-    progress: Arc<Mutex<Progress>>,
+    moved: Arc<Mutex<Moved>>,
 }
 
 impl Copy {
@@ -33,54 +42,123 @@ impl Copy {
         self.task.abort();
     }
 
-    pub(super) fn progress(&self) -> Progress {
-        *self.progress.lock()
+    pub(super) fn moved(&self) -> Moved {
+        *self.moved.lock()
     }
 }
 
 impl Conductor {
     /// Copies the volume to the peer while it is served.
     pub(super) fn start_source(&mut self, session: u64) {
-        let (Some(journal), Some(volume), Some(capture)) =
-            (self.stages.journal.clone(), self.stages.volume.clone(), &self.stages.capture)
-        else {
-            return tracing::error!("a copy was wanted of a member that does not serve");
-        };
         if let Some(copy) = self.stages.copy.take() {
             copy.stop();
         }
-        let manifest = {
-            let _still = capture.stand_still();
-            volume.snapshot(journal.end())
+        if let Err(why) = self.begin_source(session) {
+            tracing::error!(why, "a copy could not begin");
+            self.copies.failed(&why, clock::stamp());
+            // Otherwise the peer would wait for it as long as the connection stands.
+            self.link.close(session, "the copy could not begin");
+        }
+    }
+
+    fn begin_source(&mut self, session: u64) -> Result<(), String> {
+        let (Some(journal), Some(volume)) = (self.stages.journal.clone(), self.stages.volume.clone()) else {
+            return Err("this member has no volume to copy".into());
+        };
+        let manifest = match (&self.stages.capture, &self.stages.applier) {
+            (Some(capture), _) => {
+                let _still = capture.stand_still();
+                volume.snapshot(journal.end())
+            }
+            // A master that may not open without its peer: what it shows is its whole journal.
+            (None, Some(applier)) => applier.at_rest(|position| volume.snapshot(position)),
+            (None, None) => volume.snapshot(journal.end()),
         };
         let end = {
             let journal = Arc::clone(&journal);
             move || journal.end().seq
         };
-        let source = match Source::new(volume, manifest, end) {
-            Ok(source) => source,
-            Err(error) => return tracing::error!(%error, "a copy could not begin"),
-        };
+        let mut source = Source::new(volume, manifest, end).map_err(|error| error.to_string())?;
         let position = source.position();
-        tracing::info!(from = position.seq, "a copy begins");
-        let progress = Arc::new(Mutex::new(Progress::default()));
+        let identity = self.member.identity();
+        let life = identity.map_or(0, |identity| identity.boot);
+        let epoch = self.member.snapshot().generation.epoch;
+        self.copies.begin(epoch, position.seq, life, 0, clock::monotonic(), clock::stamp());
+        let id = self.copies.told().map(|told| told.id.clone()).unwrap_or_default();
+        tracing::info!(id, from = position.seq, "a copy begins");
+        let moved = Arc::new(Mutex::new(Moved::default()));
         let (link, bulk, shown, notes) =
-            (self.link.clone(), Arc::clone(&self.bulk), Arc::clone(&progress), self.notes.clone());
+            (self.link.clone(), Arc::clone(&self.bulk), Arc::clone(&moved), self.notes.clone());
         let task = tokio::spawn(async move {
+            let measured = blocking(move || {
+                source.measure();
+                Ok(source)
+            });
             let mut lane = bulk.lock().await;
             let Some(lane) = lane.as_mut() else { return };
-            match send(source, &link, session, lane, &shown).await {
-                Ok(()) => {
-                    // Fails only after the loop has ended.
-                    notes.send(Note::CopySent { session, position }).ok();
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the copy broke off");
-                    link.close(session, "the copy broke off");
-                }
-            }
+            let sent = match measured.await {
+                Ok(source) => send(source, &link, session, lane, &shown).await,
+                Err(reason) => Err(NetcopyError::Io { doing: "look at the files", reason }),
+            };
+            let note = match sent {
+                Ok(()) => Note::CopySent { session, position },
+                Err(error) => Note::CopyBroke { session, why: error.to_string() },
+            };
+            // Fails only after the loop has ended.
+            notes.send(note).ok();
         });
-        self.stages.copy = Some(Copy { task, progress });
+        self.stages.copy = Some(Copy { session, task, moved });
+        Ok(())
+    }
+
+    /// The copy to the peer broke off, by itself or because nothing moved.
+    pub(super) fn copy_broke(&mut self, session: u64, why: &str) {
+        let Some(copy) = self.stages.copy.take_if(|copy| copy.session == session) else { return };
+        tracing::warn!(why, "the copy broke off");
+        copy.stop();
+        self.copies.interrupted(why, clock::stamp());
+        // The peer asks again on the next connection, and keeps what it has.
+        self.link.close(session, "the copy broke off");
+    }
+
+    /// Sees whether the copy to the peer moves.
+    pub(super) fn watch_copy(&mut self) {
+        let (now, copying) = (clock::monotonic(), self.copies.is_copying());
+        let running = self.stages.copy.as_ref().filter(|_| copying).map(|copy| (copy.session, copy.moved()));
+        if let Some((_, moved)) = running {
+            self.copies.progress(moved, now);
+        }
+        let patience = self.given.wishes.borrow().stall_timeout.unwrap_or(STALL_TIMEOUT);
+        match (self.copies.stalled(patience, now), running) {
+            (Some(why), Some((session, _))) => {
+                self.copies.failed(&why, clock::stamp());
+                self.copy_broke(session, &why);
+            }
+            (Some(why), None) => self.copies.failed(&why, clock::stamp()),
+            (None, _) => {}
+        }
+    }
+
+    /// Keeps what is told about the last copy, so that a restart goes on telling it.
+    pub(super) async fn remember_copy(&mut self) {
+        let told = self.copies.told();
+        let mark = told.map(|told| (told.id.clone(), told.phase));
+        if mark == self.copy_kept {
+            return;
+        }
+        let (memory, told) = (self.memory.clone(), told.cloned());
+        let kept = blocking(move || match told {
+            Some(told) => memory.keep(MEMORY, &told),
+            None => memory.forget(MEMORY),
+        });
+        match kept.await {
+            Ok(()) => self.copy_kept = mark,
+            // Nothing relies on it but what people are told after a restart.
+            Err(error) => {
+                tracing::warn!(%error, "the state of the copy cannot be remembered");
+                self.copy_kept = mark;
+            }
+        }
     }
 
     /// Takes a copy of the master's volume.
@@ -106,9 +184,9 @@ impl Conductor {
         // The member has marked the volume inconsistent, and saved what only it has, before it asked for the copy.
         let target =
             Target::new(&self.given.settings.volume, volume::Options::default(), held, Box::new(|_| Ok(())), settle);
-        let progress = Arc::new(Mutex::new(Progress::default()));
+        let moved = Arc::new(Mutex::new(Moved::default()));
         let (link, bulk, shown, notes) =
-            (self.link.clone(), Arc::clone(&self.bulk), Arc::clone(&progress), self.notes.clone());
+            (self.link.clone(), Arc::clone(&self.bulk), Arc::clone(&moved), self.notes.clone());
         let task = tokio::spawn(async move {
             let mut lane = bulk.lock().await;
             let Some(lane) = lane.as_mut() else { return };
@@ -121,13 +199,17 @@ impl Conductor {
             };
             notes.send(note).ok();
         });
-        self.stages.copy = Some(Copy { task, progress });
+        self.stages.copy = Some(Copy { session, task, moved });
     }
 
     /// The peer has all files: it goes on with the journal.
     pub(super) fn copy_sent(&mut self, session: u64, position: Position) {
+        if self.stages.copy.take_if(|copy| copy.session == session).is_none() {
+            // The peer was faster: it follows on another connection already, or asked for another copy.
+            return;
+        }
         tracing::info!(from = position.seq, "the files were copied; the journal follows");
-        self.stages.copy = None;
+        self.copies.replaying();
         self.start_shipping(session, position);
     }
 
@@ -177,8 +259,9 @@ async fn send(
     link: &LinkHandle,
     session: u64,
     lane: &mut mpsc::UnboundedReceiver<Bulk>,
-    shown: &Mutex<Progress>,
+    shown: &Mutex<Moved>,
 ) -> Result<(), NetcopyError> {
+    let mut heard = 0;
     loop {
         // Reading files may wait for the disk.
         let (back, step) = blocking(move || {
@@ -188,7 +271,7 @@ async fn send(
         .await
         .map_err(|reason| NetcopyError::Io { doing: "read the volume", reason })?;
         source = back;
-        *shown.lock() = source.progress();
+        *shown.lock() = Moved { progress: source.progress(), heard, peer_works: source.waits_for_work() };
         match step? {
             Step::Send(items) => {
                 let bytes = to_bytes(&items)?;
@@ -197,6 +280,7 @@ async fn send(
             Step::Wait => {
                 let bulk = next(lane, link, session).await?;
                 source.accept(from_bytes(&bulk.bytes)?)?;
+                heard += 1;
             }
             Step::Pause(time) => tokio::time::sleep(time).await,
             Step::Finished => return Ok(()),
@@ -205,6 +289,7 @@ async fn send(
         while let Ok(bulk) = lane.try_recv() {
             if bulk.session == session {
                 source.accept(from_bytes(&bulk.bytes)?)?;
+                heard += 1;
             }
         }
     }
@@ -215,7 +300,7 @@ async fn take(
     link: &LinkHandle,
     session: u64,
     lane: &mut mpsc::UnboundedReceiver<Bulk>,
-    shown: &Mutex<Progress>,
+    shown: &Mutex<Moved>,
 ) -> Result<Copied, NetcopyError> {
     loop {
         let (back, step) = blocking(move || {
@@ -225,7 +310,7 @@ async fn take(
         .await
         .map_err(|reason| NetcopyError::Io { doing: "write the volume", reason })?;
         target = back;
-        *shown.lock() = target.progress();
+        shown.lock().progress = target.progress();
         match step? {
             Step::Send(reply) => {
                 let bytes = to_bytes(&reply)?;
@@ -254,6 +339,8 @@ async fn take(
 async fn next(lane: &mut mpsc::UnboundedReceiver<Bulk>, link: &LinkHandle, session: u64) -> Result<Bulk, NetcopyError> {
     loop {
         tokio::select! {
+            // What came before the end is heard first: the peer says that all is there and leaves.
+            biased;
             bulk = lane.recv() => match bulk {
                 Some(bulk) if bulk.session == session => return Ok(bulk),
                 Some(_) => {}

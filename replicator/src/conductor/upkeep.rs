@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::Conductor;
+use super::{Conductor, leads};
 use crate::checkpoint;
 use crate::clock;
 use crate::journal::retention::{Known, retain};
@@ -29,6 +29,7 @@ impl Conductor {
         if let Some(commit) = &self.stages.commit {
             commit.tick();
         }
+        self.watch_copy();
         self.show();
         self.account();
         let Some(journal) = self.stages.journal.clone() else { return };
@@ -99,9 +100,10 @@ impl Conductor {
             if let Some((_, shipper)) = &self.stages.shipper {
                 shown.shipped = shipper.shipped();
             }
-            let progress = self.stages.copy.as_ref().map(super::copy::Copy::progress);
-            shown.netcopying = progress.is_some();
-            shown.netcopy_bytes = progress.map_or(shown.netcopy_bytes, |progress| progress.bytes_done);
+            let moved = self.stages.copy.as_ref().map(super::copy::Copy::moved);
+            shown.netcopying = moved.is_some();
+            shown.netcopy_bytes = moved.map_or(shown.netcopy_bytes, |moved| moved.progress.bytes_done);
+            shown.netcopy = self.copies.told().filter(|_| leads(self.state)).cloned();
         });
     }
 }

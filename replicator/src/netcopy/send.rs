@@ -108,12 +108,7 @@ impl Source {
         journal_end: impl Fn() -> u64 + Send + 'static,
     ) -> Result<Source, NetcopyError> {
         let files = order(&manifest.tree()?);
-        let space = volume.statfs().map_err(on("ask for the volume's space"))?;
-        let progress = Progress {
-            files: files.len() as u64,
-            bytes: space.blocks.saturating_sub(space.blocks_free).saturating_mul(space.block_size),
-            ..Progress::default()
-        };
+        let progress = Progress { files: files.len() as u64, ..Progress::default() };
         let regular = files.iter().filter(|(_, kind)| *kind == FileKind::File);
         Ok(Source {
             position: manifest.position()?,
@@ -145,6 +140,27 @@ impl Source {
     /// How far it is.
     pub fn progress(&self) -> Progress {
         self.progress
+    }
+
+    /// Looks at every file's size, so that it is known how much there is. Takes a system call for each.
+    pub fn measure(&mut self) {
+        let regular = self.files.iter().filter(|(_, kind)| *kind == FileKind::File);
+        // A file that is gone meanwhile has nothing to copy.
+        let sizes = regular.filter_map(|(id, _)| self.volume.attributes(*id).ok()).map(|found| found.size);
+        self.progress.bytes = sizes.sum();
+    }
+
+    /// Nothing can come before the peer has done something long: arranged its files, or flushed all of them.
+    pub fn waits_for_work(&self) -> bool {
+        match self.phase {
+            Phase::Holding | Phase::Complete => true,
+            Phase::Begin
+            | Phase::List { .. }
+            | Phase::Specials { .. }
+            | Phase::Files
+            | Phase::End
+            | Phase::Finished => false,
+        }
     }
 
     /// At most so many bytes per second from now on; so the application keeps its share of disk and network.
