@@ -18,6 +18,7 @@ use rustix::io::{Errno, FdFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -203,7 +204,11 @@ impl Supervisor<'_> {
             .env(handover::AGREED, self.agreed.as_deref().unwrap_or_default())
             .env(handover::SUPERVISOR, theirs.as_raw_fd().to_string())
             .env(handover::SHARED, self.shared.as_raw_fd().to_string());
-        // The standard library gives children an empty signal mask: what is blocked here is not blocked there.
+        #[allow(unsafe_code, reason = "the only way to say what happens between fork and exec")]
+        // SAFETY: sigprocmask is async-signal-safe, and nothing else runs in there.
+        unsafe {
+            command.pre_exec(unblock_signals);
+        }
         let child = command.spawn().map_err(failed("start the daemon"))?;
         let pid = Pid::from_child(&child);
         tracing::info!(pid = pid.as_raw_nonzero().get(), fresh = self.fresh, "daemon started");
@@ -315,6 +320,20 @@ fn signals() -> io::Result<OwnedFd> {
             descriptor => Ok(OwnedFd::from_raw_fd(descriptor)),
         }
     }
+}
+
+/// A child inherits what is blocked here: without this the daemon would not hear SIGTERM and never drain.
+fn unblock_signals() -> io::Result<()> {
+    #[allow(unsafe_code, reason = "rustix has no wrapper for signal masks")]
+    // SAFETY: the set is initialised before it is used and lives through the calls.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        if libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 fn next_signal(signals: &OwnedFd) -> io::Result<Option<u32>> {
