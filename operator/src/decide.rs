@@ -294,3 +294,6 @@ fn summary(situation: &Situation<'_>, member: MemberName) -> MemberSummary {
         message: said.or(if seen.report.is_none() { waiting } else { None }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,3 +169,6 @@ pub fn workloads(pair: &ValidPair, claims: &PerMember<Option<String>>, sidecar: 
         .filter_map(|(member, uid)| Some(workload::stateful_set(pair, member, uid.as_deref()?, sidecar)))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,10 @@
 //! One namespace for one scenario: made, marked, told about when the scenario fails, and removed.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, wait};
 use anyhow::{Context, Result};
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Only namespaces with this label are ever removed.
 const GUARD: &str = "tandem.dev/scenario=true";
@@ -44,6 +44,14 @@ pub fn with_namespace(cluster: &Cluster, name: &str, test: impl FnOnce(&str) -> 
 
 /// The namespace, and the volumes that were made for it.
 fn put_away(cluster: &Cluster, namespace: &str) -> Result<()> {
+    // Pods first: a namespace with ending pods in it is looked at again only after half of their grace.
+    let of_namespace = |arguments: &[&str]| cluster.kubectl(&[&["-n", namespace], arguments].concat());
+    for kind in ["replicationpairs", "pods"] {
+        of_namespace(&["delete", kind, "--all", "--wait=false"])?;
+    }
+    wait(Duration::from_secs(120), "the pods of the scenario to end", || {
+        of_namespace(&["get", "pods", "-o", "name"]).is_ok_and(|left| left.trim().is_empty())
+    })?;
     cluster.kubectl(&["delete", "namespace", namespace, "--wait=true", "--timeout=120s"])?;
     cluster.delete_volumes(&format!("{namespace}-"))
 }
