@@ -103,8 +103,7 @@ pub fn decide(pair: &ValidPair, seen: &Observed, now: Timestamp) -> Plan {
     let nomination = requests::nomination(&requests).or_else(|| homecoming(&situation));
     // Without a record nobody is told anything: members that hold data of a lost record must not begin anew.
     let told = seen.record.is_some() || found.is_some();
-    let members =
-        told.then(|| PerMember::make(|member| settings(&situation, member, &pair_id, nomination.as_ref(), &requests)));
+    let members = told.then(|| PerMember::make(|member| settings(&situation, member, nomination.as_ref(), &requests)));
     let route = situation.active().filter(|active| situation.serves(*active)).and_then(|active| {
         let there = seen.service.clone().unwrap_or_default();
         let epoch = situation.epoch();
@@ -216,22 +215,14 @@ fn homecoming(situation: &Situation<'_>) -> Option<Nomination> {
 fn settings(
     situation: &Situation<'_>,
     member: MemberName,
-    pair_id: &str,
     nomination: Option<&Nomination>,
     requests: &[tandem_crds::v1alpha1::HandledRequest],
 ) -> MemberSettings {
     let (pair, spec) = (situation.pair, &situation.pair.spec);
-    let founder = situation.seen.record.as_ref().map_or(pair.founder, |record| record.founder);
     MemberSettings {
         pair: pair.name.clone(),
-        pair_id: pair_id.to_string(),
         member,
-        peer_host: format!("{}.{}.svc", pair.member_object(member.other()), pair.namespace),
         electable: pair.electable(member),
-        peer_electable: pair.electable(member.other()),
-        founder,
-        founder_named: spec.bootstrap.from.is_some(),
-        preferred_master: spec.preferred_master,
         protection: spec.replication.protection,
         ack_policy: spec.replication.ack_policy,
         max_lag_bytes: spec.replication.max_lag_bytes,

@@ -42,7 +42,7 @@ impl Events {
             tracing::info!(pair = name, namespace, reason = happening.reason, message = happening.message, "event");
             let event = Event {
                 metadata: ObjectMeta {
-                    generate_name: Some(format!("{name}.")),
+                    generate_name: Some(format!("{name}-")),
                     namespace: Some(namespace.clone()),
                     ..ObjectMeta::default()
                 },

@@ -32,24 +32,10 @@ pub struct MemberSettings {
     /// Name of the pair.
     #[schemars(length(min = 1, max = 40))]
     pub pair: String,
-    /// Identity of the pair, minted at founding: 32 hexadecimal digits, kept in the record, on both volumes and on both claims.
-    #[schemars(regex(pattern = "^[0-9a-f]{32}$"), length(max = 32))]
-    pub pair_id: String,
     /// Which member this is.
     pub member: MemberName,
-    /// The host name under which the peer's replicator answers.
-    #[schemars(length(min = 1, max = 253))]
-    pub peer_host: String,
     /// Whether this member may ever lead.
     pub electable: bool,
-    /// Whether the other one may.
-    pub peer_electable: bool,
-    /// The member that found the pair, and whose existing files are the data.
-    pub founder: MemberName,
-    /// True when the user named the founder (`bootstrap.from`), so that files without an identity may be adopted from it.
-    pub founder_named: bool,
-    /// Which of two equals leads.
-    pub preferred_master: MemberName,
     /// As in the pair.
     pub protection: Protection,
     /// As in the pair.

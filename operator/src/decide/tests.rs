@@ -106,8 +106,7 @@ fn fact(plan: &Plan, kind: ConditionType) -> (Holds, &'static str) {
 
 fn nominated(plan: &Plan) -> Option<MemberName> {
     let members = plan.members.as_ref().unwrap();
-    let found = members.each().into_iter().find_map(|(name, settings)| settings.nomination.as_ref().map(|_| name));
-    found
+    members.each().into_iter().find_map(|(name, settings)| settings.nomination.as_ref().map(|_| name))
 }
 
 /// The next turn: what the last one said stands in the status.
