@@ -6,9 +6,11 @@
 //! link, record, orders, marks, clock, signals -> event -> Member::step -> effects -> stages
 //! ```
 
+mod chosen;
 mod copies;
 pub mod copy;
 pub mod door;
+mod obey;
 pub mod upkeep;
 
 use std::io::{self, Read};
@@ -22,8 +24,9 @@ use tandem_crds::v1alpha1::NetcopyPhase;
 use tandem_protocol::ack::AckRule;
 use tandem_protocol::identity::{Generation, Identity, MemberName};
 use tandem_protocol::member::effect::{Effect, Exit, Snapshot, StateName};
-use tandem_protocol::member::event::{Control, Event, Evidence, Facts, JournalFacts, Now};
-use tandem_protocol::record::Version;
+use tandem_protocol::member::event::{Control, Event, Evidence, Facts, JournalFacts, Now, Order};
+use tandem_protocol::member::settings::AckPolicy;
+use tandem_protocol::record::{Request, Version};
 use tandem_protocol::{Member, Position, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -47,8 +50,10 @@ use crate::ship::{self, Shipper, Shipping};
 use crate::volume::{self, Volume};
 use crate::{aside, boot, checkpoint, plain};
 
+use chosen::Chosen;
 use copies::Copies;
 use door::Door;
+use obey::{Act, Orders};
 
 /// How often time passes for the member.
 const TICK: Duration = Duration::from_millis(100);
@@ -77,9 +82,9 @@ pub struct Wishes {
     /// Settings in force.
     pub settings: Option<Settings>,
     /// The newest nomination of this member, with the epoch it was made for.
-    pub nomination: Option<(tandem_protocol::record::Request, u64)>,
+    pub nomination: Option<(Request, u64)>,
     /// Orders by their tokens.
-    pub orders: Vec<(String, tandem_protocol::member::event::Order)>,
+    pub orders: Vec<(String, Order)>,
     /// A copy of which not a byte moves for so long is given up; `None`: the default.
     pub stall_timeout: Option<Duration>,
     /// Generation of the object that says so.
@@ -154,8 +159,13 @@ struct Conductor {
     epoch: u64,
     /// Counts requests to the record: an answer that comes after it was given up is dropped.
     asked: Arc<AtomicU64>,
-    handled: Vec<String>,
+    orders: Orders,
+    /// The last nomination given to the member,
     nominated: Option<String>,
+    /// and the last of which it wants nothing more.
+    nomination_handled: Option<String>,
+    chosen: Chosen,
+    chosen_kept: Option<Chosen>,
     upkeep: upkeep::Upkeep,
     memory: Memory,
     copies: Copies,
@@ -189,28 +199,24 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
     let performed = facts.journal.applied;
 
     let mut wishes = given.wishes.clone();
-    // Nothing is decided before it is known what the owner chose.
-    while wishes.borrow_and_update().settings.is_none() {
-        if wishes.changed().await.is_err() {
-            return Err(ConductorError::Io { doing: "wait for settings", source: io::ErrorKind::BrokenPipe.into() });
-        }
-    }
-    let chosen = wishes.borrow().settings.clone().unwrap_or_default();
-    let interval = Duration::from_millis(chosen.interval);
+    let chosen = chosen::first(&mut wishes, &memory, chosen::PATIENCE).await?;
+    wishes.mark_unchanged();
+    let timing = chosen.settings.clone();
+    let interval = Duration::from_millis(timing.interval);
     let (link, mut peer, lanes) = link::start::<Control>(link::LinkSettings {
         listen: given.settings.listen,
         peer: given.settings.peer_address(),
         dials: member == MemberName::B,
         tls: link::TlsSettings { folder: given.settings.tls.clone(), peer_name: given.settings.peer_name() },
         interval,
-        silence: Duration::from_millis(chosen.peer_timeout()),
+        silence: Duration::from_millis(timing.peer_timeout()),
     })
     .await
     .map_err(on("listen for the peer"))?;
 
     let mut conductor = Conductor {
         file,
-        member: Member::new(member, chosen.clone()),
+        member: Member::new(member, timing.clone()),
         link,
         lanes: Some(lanes),
         bulk: Arc::default(),
@@ -221,12 +227,15 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
         notes,
         epoch: 0,
         asked: Arc::default(),
-        handled: Vec::new(),
+        orders: Orders::recalled(memory.recall(obey::MEMORY)),
         nominated: None,
+        nomination_handled: None,
+        chosen_kept: None,
         upkeep: upkeep::Upkeep::default(),
         copies: Copies::recalled(recall(&memory, copy::MEMORY), clock::stamp()),
         copy_kept: None,
         memory,
+        chosen,
         state: StateName::Offline,
         ended: None,
         given,
@@ -236,7 +245,11 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
         conductor.lanes = Some(link::Lanes { records: lanes.records, bulk: mpsc::unbounded_channel().1 });
     }
     conductor.start_receiving()?;
-    conductor.step(Event::SettingsChanged(Box::new(chosen))).await;
+    conductor.step(Event::SettingsChanged(Box::new(timing))).await;
+    if conductor.chosen.held {
+        // Before anything could be claimed.
+        conductor.step(Event::Order(Order::Hold(true))).await;
+    }
     conductor.step(Event::Started(Box::new(facts))).await;
 
     let mut record = conductor.given.keeper.watch();
@@ -255,11 +268,12 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
                 seen.map(|kept| Event::RecordSeen { record: Box::new(kept.record), version: Version(kept.version) })
             }
             Ok(()) = wishes.changed() => {
-                let wished = wishes.borrow_and_update().clone();
-                conductor.wished(wished).await;
+                wishes.mark_unchanged();
+                conductor.wished().await;
                 None
             }
             _ = tick.tick() => {
+                conductor.obey().await;
                 conductor.keep_up();
                 Some(Event::Tick)
             }
@@ -421,14 +435,19 @@ impl Conductor {
                 }
             }
             Effect::ApplyAll => self.apply_all(),
-            Effect::Follow { session, generation, from: _, memory_acks: _ } => {
+            Effect::Follow { session, generation, from: _, memory_acks } => {
                 self.end_reign();
-                if let Some(receiver) = &self.stages.receiver {
-                    receiver.follow(Following { session, epoch: generation.epoch, nonce: generation.nonce.0 });
+                if let (Some(receiver), Some(journal)) = (&self.stages.receiver, &self.stages.journal) {
+                    let (epoch, nonce) = (generation.epoch, generation.nonce.0);
+                    let following = Following { session, epoch, nonce, memory_acks };
+                    receiver.follow(following, Arc::clone(journal));
                 }
             }
-            // Nothing is ever acknowledged as durable from memory: the receiver tells the two apart.
-            Effect::EndMemoryAcks => {}
+            Effect::EndMemoryAcks => {
+                if let Some(receiver) = &self.stages.receiver {
+                    receiver.end_memory_acks();
+                }
+            }
             Effect::StopFollowing => {
                 if let Some(receiver) = &self.stages.receiver {
                     receiver.stop();
@@ -529,22 +548,89 @@ impl Conductor {
         }
     }
 
-    async fn wished(&mut self, wished: Wishes) {
-        if let Some(settings) = wished.settings {
-            self.step(Event::SettingsChanged(Box::new(settings))).await;
+    /// What is wished for has changed.
+    async fn wished(&mut self) {
+        let Some(chosen) = Chosen::of(&self.given.wishes.borrow()) else { return };
+        let before = std::mem::replace(&mut self.chosen, chosen.clone());
+        self.step(Event::SettingsChanged(Box::new(chosen.settings))).await;
+        if before.held != chosen.held {
+            self.step(Event::Order(Order::Hold(chosen.held))).await;
         }
-        if let Some((request, epoch_seen)) = wished.nomination
-            && self.nominated.as_ref() != Some(&request.id)
-        {
-            self.nominated = Some(request.id.clone());
-            self.step(Event::Nominated { request, epoch_seen }).await;
+        self.obey().await;
+    }
+
+    /// Carries out what is ordered and has not been, and sees what became of it.
+    async fn obey(&mut self) {
+        let wished = self.given.wishes.borrow().clone();
+        let Some(chosen) = Chosen::of(&wished) else { return };
+        if self.chosen_kept.as_ref() != Some(&chosen) {
+            if let Err(error) = self.remember(chosen::MEMORY, chosen.clone()).await {
+                tracing::warn!(%error, "the settings cannot be remembered: a start without the API server would wait");
+            }
+            self.chosen_kept = Some(chosen);
         }
-        for (token, order) in wished.orders {
-            if !self.handled.contains(&token) {
-                self.handled.push(token);
-                self.step(Event::Order(order)).await;
+        self.obey_orders(&wished.orders).await;
+        self.obey_nomination(wished.nomination).await;
+    }
+
+    async fn obey_orders(&mut self, wished: &[(String, Order)]) {
+        while let Some(act) = self.orders.next(wished, self.state) {
+            // A token never acts twice: that it acts must be known after any crash before it does.
+            if let Err(error) = self.remember(obey::MEMORY, self.orders.remembered()).await {
+                tracing::error!(%error, "an order cannot be remembered and is not carried out");
+                return self.tell(Event::DiskFailed);
+            }
+            match act {
+                Act::Obey(order) => {
+                    tracing::info!(?order, "an order is carried out");
+                    self.step(Event::Order(order)).await;
+                    if order == Order::Resync && self.state != StateName::SecondaryNetcopy {
+                        self.orders.not_begun(order);
+                        break;
+                    }
+                }
+                Act::Noted => {}
             }
         }
+        if self.orders.settle(self.state)
+            && let Err(error) = self.remember(obey::MEMORY, self.orders.remembered()).await
+        {
+            tracing::warn!(%error, "the outcome of an order cannot be remembered");
+        }
+    }
+
+    async fn obey_nomination(&mut self, nomination: Option<(Request, u64)>) {
+        let Some((request, epoch_seen)) = nomination else { return };
+        let id = request.id.clone();
+        match self.state {
+            // Who has not read the record cannot judge it.
+            StateName::Offline | StateName::Starting | StateName::Stopped => return,
+            StateName::PrimaryOpening
+            | StateName::PrimaryActive
+            | StateName::PrimaryUncertain
+            | StateName::PrimaryAlone
+            | StateName::PrimaryJoining
+            | StateName::PrimaryDraining
+            | StateName::SecondaryActive
+            | StateName::SecondaryAlone
+            | StateName::SecondaryCatchUp
+            | StateName::SecondaryNetcopy
+            | StateName::Fenced
+            | StateName::Quarantined => {}
+        }
+        if self.nominated.as_ref() != Some(&id) {
+            self.nominated = Some(id.clone());
+            self.step(Event::Nominated { request, epoch_seen }).await;
+        }
+        if self.member.nomination().is_none_or(|pending| pending.id != id) {
+            self.nomination_handled = Some(id);
+        }
+    }
+
+    /// Keeps something durably; when this returns it survives a power failure.
+    async fn remember<T: serde::Serialize + Send + 'static>(&self, name: &'static str, content: T) -> io::Result<()> {
+        let memory = self.memory.clone();
+        blocking(move || memory.keep(name, &content)).await
     }
 
     fn journal_facts(&self) -> JournalFacts {
@@ -595,8 +681,8 @@ impl Conductor {
                 allow(seq);
             }
         });
-        let (receiver, mut stopped) = receive::receive(journal, self.link.clone(), lanes.records, on_committed)
-            .map_err(on("start to receive"))?;
+        let (receiver, mut stopped) =
+            receive::receive(self.link.clone(), lanes.records, on_committed).map_err(on("start to receive"))?;
         self.stages.receiver = Some(receiver);
         let (link, inbox) = (self.link.clone(), self.notes.clone());
         tokio::spawn(async move {
@@ -794,7 +880,8 @@ impl Conductor {
             epoch: generation.epoch,
             nonce: generation.nonce.0,
             from: from.seq + 1,
-            receipts: matches!(self.rule, AckRule::WithPeer { received: true, .. }),
+            // Also before the peer is required: what it has in memory decides when it can be.
+            receipts: self.chosen.settings.ack_policy == AckPolicy::Received,
         };
         let (heard, inbox) = (Arc::clone(&commit), self.notes.clone());
         let shipper = Arc::new(ship::ship(journal, self.link.clone(), shipping, move |ack| {
@@ -868,8 +955,11 @@ impl Conductor {
         .await
     }
 
+    /// Nothing that was known of the journal is true of the next one.
     fn drop_stages(&mut self) {
         *self.allow.lock() = None;
+        self.allowed.store(0, Ordering::Release);
+        self.upkeep = upkeep::Upkeep::default();
         self.stages.applier = None;
         self.stages.volume = None;
         self.stages.journal = None;

@@ -66,6 +66,12 @@ pub struct Snapshot {
     pub netcopy_bytes: u64,
     /// Netcopy under way.
     pub netcopying: bool,
+    /// Orders that were carried out or refused, newest last.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub handled_orders: Vec<tandem_crds::v1alpha1::OrderOutcome>,
+    /// The last nomination that was carried out or refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handled_nomination: Option<String>,
     /// The last or running copy to the peer; by the leading member.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub netcopy: Option<tandem_crds::v1alpha1::Netcopy>,

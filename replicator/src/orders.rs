@@ -26,6 +26,10 @@ struct Written {
     stall_timeout_milliseconds: Option<u64>,
     /// Tokens of orders to discard what the volume holds.
     discard: Vec<String>,
+    /// Tokens of orders to compare everything with the master again.
+    resync: Vec<String>,
+    /// Tokens of orders to hold.
+    hold: Vec<String>,
 }
 
 /// Follows the file.
@@ -54,10 +58,15 @@ pub fn from_folder(folder: &Path, member: Member) -> watch::Receiver<Wishes> {
 fn read(path: &Path, text: &[u8]) -> Result<Wishes, serde_json::Error> {
     let written: Written = if text.is_empty() { Written::default() } else { serde_json::from_slice(text)? };
     tracing::info!(path = %path.display(), "wishes");
+    let all = |tokens: Vec<String>, order| tokens.into_iter().map(move |token| (token, order));
+    let orders = all(written.discard, Order::Discard)
+        .chain(all(written.resync, Order::Resync))
+        .chain(all(written.hold, Order::Hold(true)))
+        .collect();
     Ok(Wishes {
         settings: Some(written.settings.unwrap_or_default()),
         nomination: written.nomination,
-        orders: written.discard.into_iter().map(|token| (token, Order::Discard)).collect(),
+        orders,
         stall_timeout: written.stall_timeout_milliseconds.map(Duration::from_millis),
         generation: None,
     })

@@ -32,6 +32,8 @@ pub struct Following {
     pub epoch: u64,
     /// Its nonce.
     pub nonce: u128,
+    /// Records may be acknowledged before they are durable. The member has noted durably that it does so.
+    pub memory_acks: bool,
 }
 
 /// What the conductor hears.
@@ -57,22 +59,21 @@ pub struct Receiver {
 }
 
 struct Shared {
-    journal: Arc<Journal>,
     link: LinkHandle,
-    /// Held while frames are taken in: who changes it knows that nothing is appended any more.
-    following: Mutex<Option<Following>>,
+    /// Held while frames are taken in: who changes it knows that nothing is appended any more. The journal is given with
+    /// it, because a member that begins anew has another one.
+    following: Mutex<Option<(Following, Arc<Journal>)>>,
     events: mpsc::UnboundedSender<ReceiveEvent>,
 }
 
 /// Starts the thread. It follows nobody until told to.
 pub fn receive(
-    journal: Arc<Journal>,
     link: LinkHandle,
     lane: Lane<RecordsFrame>,
     on_committed: OnCommitted,
 ) -> io::Result<(Receiver, mpsc::UnboundedReceiver<ReceiveEvent>)> {
     let (events, events_out) = mpsc::unbounded_channel();
-    let shared = Arc::new(Shared { journal, link, following: Mutex::new(None), events });
+    let shared = Arc::new(Shared { link, following: Mutex::new(None), events });
     let thread = shared.clone();
     std::thread::Builder::new().name("receive".into()).spawn(move || {
         let mut intake = Intake {
@@ -89,9 +90,16 @@ pub fn receive(
 }
 
 impl Receiver {
-    /// Accepts records of this generation on this connection from now on.
-    pub fn follow(&self, following: Following) {
-        *self.shared.following.lock() = Some(following);
+    /// Accepts records of this generation on this connection, into this journal, from now on.
+    pub fn follow(&self, following: Following, journal: Arc<Journal>) {
+        *self.shared.following.lock() = Some((following, journal));
+    }
+
+    /// From now on `received` is said only of what is durable. When this returns, nothing else will be said.
+    pub fn end_memory_acks(&self) {
+        if let Some((following, _)) = &mut *self.shared.following.lock() {
+            following.memory_acks = false;
+        }
     }
 
     /// Accepts nothing any more. When this returns, what was accepted before is in the journal and nothing will follow.
@@ -142,7 +150,8 @@ impl Intake<'_> {
         let mut frame = Some(first);
         for _ in 0..FRAMES_MAX {
             let Some(current) = frame.take() else { break };
-            let Some(accepted) = following.filter(|following| following.session == current.session) else {
+            let followed = following.as_ref().filter(|(following, _)| following.session == current.session);
+            let Some((accepted, journal)) = followed else {
                 // Of a connection that is over, or sent before anybody agreed to follow.
                 frame = lane.try_recv().ok();
                 continue;
@@ -156,7 +165,7 @@ impl Intake<'_> {
                 return None;
             }
             if !current.records().is_empty() {
-                if let Err(error) = shared.journal.append_raw(current.records()) {
+                if let Err(error) = journal.append_raw(current.records()) {
                     self.refuse(&mut following, reason(&error), error.to_string());
                     return None;
                 }
@@ -172,8 +181,10 @@ impl Intake<'_> {
             drop(current);
             frame = lane.try_recv().ok();
         }
+        // Whoever waits for the receipt waits for the disk, where memory does not count.
+        let from_memory = following.as_ref().is_some_and(|(following, _)| following.memory_acks);
         drop(following);
-        self.finish(sync, receipt);
+        self.finish(sync || (receipt && !from_memory), receipt);
         frame
     }
 
@@ -198,18 +209,19 @@ impl Intake<'_> {
     fn flush(&mut self) {
         let shared = self.shared;
         let mut following = shared.following.lock();
-        let Some(accepted) = *following else {
+        let Some((accepted, journal)) = &*following else {
             self.unflushed_since = None;
             return;
         };
-        let flushed = shared.journal.mark_committed(self.committed).and_then(|()| {
-            let noted = shared.journal.committed();
-            shared.journal.sync().map(|_| noted)
+        let flushed = journal.mark_committed(self.committed).and_then(|()| {
+            let noted = journal.committed();
+            journal.sync().map(|_| noted)
         });
         match flushed {
             Ok(noted) => {
                 self.unflushed_since = None;
-                self.acknowledge_on(accepted.session);
+                self.acknowledge_as(accepted, journal);
+                // Still held: nothing is allowed to be applied after somebody stopped this.
                 (self.on_committed)(noted);
             }
             Err(error) => self.refuse(&mut following, reason(&error), error.to_string()),
@@ -217,27 +229,29 @@ impl Intake<'_> {
     }
 
     fn acknowledge(&mut self) {
-        let session = self.shared.following.lock().map(|following| following.session);
-        if let Some(session) = session {
-            self.acknowledge_on(session);
+        let shared = self.shared;
+        // Held while it is said: whoever ends acknowledgements from memory knows that none follows.
+        if let Some((following, journal)) = &*shared.following.lock() {
+            self.acknowledge_as(following, journal);
         }
     }
 
-    fn acknowledge_on(&mut self, session: u64) {
+    fn acknowledge_as(&mut self, following: &Following, journal: &Journal) {
         self.unacknowledged = 0;
-        let durable = self.shared.journal.durable();
-        let received = self.shared.journal.end().seq.max(durable);
+        let durable = journal.durable();
+        let taken = journal.end().seq.max(durable);
+        let received = if following.memory_acks { taken } else { durable };
         // A connection that is gone needs no acknowledgement; the next hello says where this journal ends.
-        if self.shared.link.send_ack(session, Ack { received, durable }).is_err() {
-            tracing::debug!(session, "nobody to acknowledge to");
+        if self.shared.link.send_ack(following.session, Ack { taken, received, durable }).is_err() {
+            tracing::debug!(session = following.session, "nobody to acknowledge to");
         }
     }
 
     /// Tells the master that it cannot go on, and accepts nothing more on this connection.
-    fn refuse(&mut self, following: &mut Option<Following>, reason: NackReason, why: String) {
-        let Some(accepted) = following.take() else { return };
+    fn refuse(&mut self, following: &mut Option<(Following, Arc<Journal>)>, reason: NackReason, why: String) {
+        let Some((accepted, journal)) = following.take() else { return };
         self.unflushed_since = None;
-        let nack = Nack { reason, end: self.shared.journal.end().seq };
+        let nack = Nack { reason, end: journal.end().seq };
         if self.shared.link.send_nack(accepted.session, nack).is_err() {
             tracing::debug!(session = accepted.session, "nobody to refuse");
         }

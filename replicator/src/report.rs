@@ -114,6 +114,7 @@ fn pressing(now: &Snapshot, account: &Account) -> impl PartialEq + use<> {
         now.reason.clone(),
         (now.epoch, now.serving, now.peer_connected),
         now.netcopy.as_ref().map(|copy| (copy.id.clone(), copy.phase, copy.failures)),
+        (now.handled_orders.clone(), now.handled_nomination.clone()),
         (account.data_id.clone(), account.boot, account.generation),
     )
 }
@@ -210,8 +211,8 @@ fn report_of(now: &Snapshot, account: &Account, pod_uid: &str) -> words::MemberR
         peer_reachable: Some(now.peer_connected),
         reason: (!now.reason.is_empty()).then(|| now.reason.clone()),
         message: (!now.message.is_empty()).then(|| now.message.clone()),
-        handled_orders: Vec::new(),
-        handled_nomination: None,
+        handled_orders: now.handled_orders.clone(),
+        handled_nomination: now.handled_nomination.clone(),
         conditions: Vec::new(),
         reported_at: None,
     }

@@ -79,6 +79,7 @@ struct State {
     wanted: AtomicU64,
     committed: AtomicU64,
     shipped: AtomicU64,
+    taken: AtomicU64,
     received: AtomicU64,
     durable: AtomicU64,
     stop: AtomicBool,
@@ -97,16 +98,17 @@ impl State {
     /// Takes an acknowledgement in; says whether it can be true.
     fn hear(&self, ack: Ack) -> bool {
         let shipped = self.shipped.load(Ordering::Acquire);
-        if ack.received > shipped {
-            *self.false_ack.lock() = Some(Ended::FalseAck { acknowledged: ack.received, shipped });
+        if ack.taken > shipped {
+            *self.false_ack.lock() = Some(Ended::FalseAck { acknowledged: ack.taken, shipped });
             self.wake.notify_one();
             return false;
         }
+        self.taken.fetch_max(ack.taken, Ordering::AcqRel);
         self.received.fetch_max(ack.received, Ordering::AcqRel);
         self.durable.fetch_max(ack.durable, Ordering::AcqRel);
         let mut flight = self.in_flight.lock();
         let was_full = flight.bytes >= RECORDS_WINDOW_BYTES;
-        while let Some((_, bytes)) = flight.frames.front().copied().filter(|(last, _)| *last <= ack.received) {
+        while let Some((_, bytes)) = flight.frames.front().copied().filter(|(last, _)| *last <= ack.taken) {
             flight.frames.pop_front();
             flight.bytes -= bytes;
         }
@@ -133,6 +135,7 @@ pub fn ship(
         wanted: AtomicU64::new(0),
         committed: AtomicU64::new(0),
         shipped: AtomicU64::new(had),
+        taken: AtomicU64::new(0),
         received: AtomicU64::new(0),
         durable: AtomicU64::new(0),
         stop: AtomicBool::new(false),
@@ -185,6 +188,7 @@ impl Shipper {
     /// What the peer has acknowledged on this connection.
     pub fn acknowledged(&self) -> Ack {
         Ack {
+            taken: self.state.taken.load(Ordering::Acquire),
             received: self.state.received.load(Ordering::Acquire),
             durable: self.state.durable.load(Ordering::Acquire),
         }

@@ -373,3 +373,100 @@ fn two_copies_or_none_from_the_first_moment() {
         ["a", "b"].iter().any(|member| pair.shown(member)["state"] == "PrimaryActive")
     });
 }
+
+#[test]
+fn an_order_is_carried_out_once_and_answered() {
+    // A volume that belongs to another pair, journal and all.
+    let mut other = Pair::new(16);
+    other.start("a");
+    other.start("b");
+    other.wait_in_sync("a");
+    assert_eq!(append(&other.mount("a").join("other"), 0, 30), 30);
+    other.stop("a");
+    other.stop("b");
+    let mut pair = Pair::new(17);
+    fs::remove_dir(pair.volume("b")).unwrap();
+    fs::rename(other.volume("b"), pair.volume("b")).unwrap();
+    pair.start("a");
+    pair.start("b");
+    pair.wait("the volume to be known as another pair's", || pair.shown("b")["reason"] == "OtherPair");
+    assert_eq!(pair.shown("b")["state"], "Quarantined");
+    assert_eq!(append(&pair.mount("a").join("log"), 0, 20), 20);
+    pair.wish("b", json!({"discard": ["one"], "resync": ["early"]}));
+    pair.wait_in_sync("a");
+    let outcome = |pair: &Pair, token: &str| {
+        let told = pair.shown("b")["handledOrders"].as_array().cloned().unwrap_or_default();
+        told.into_iter().find(|told| told["token"] == token).map(|told| (told["done"] == true, told["reason"].clone()))
+    };
+    pair.wait("both answers", || {
+        outcome(&pair, "one") == Some((true, json!("Discarded")))
+            && outcome(&pair, "early") == Some((true, json!("Copied")))
+    });
+    let aside: Vec<_> = fs::read_dir(pair.volume("b").join(".tandem/aside")).unwrap().collect();
+    assert_eq!(aside.len(), 1, "what was given up was kept");
+    assert_eq!(append(&pair.mount("a").join("log"), 20, 20), 40);
+
+    // A comparison is a copy of its own, made once.
+    let copy = pair.shown("a")["netcopy"]["id"].clone();
+    pair.wish("b", json!({"discard": ["one"], "resync": ["early", "now"]}));
+    pair.wait("the comparison", || outcome(&pair, "now") == Some((true, json!("Copied"))));
+    pair.wait_in_sync("a");
+    let second = pair.shown("a")["netcopy"]["id"].clone();
+    assert_ne!(second, copy);
+    pair.kill("b");
+    pair.start("b");
+    pair.wait_in_sync("a");
+    pair.wait("the answers to be told again", || outcome(&pair, "now") == Some((true, json!("Copied"))));
+    assert_eq!(pair.shown("a")["netcopy"]["id"], second, "a token acted twice");
+    assert_eq!(append(&pair.mount("a").join("log"), 40, 20), 60);
+
+    // Held, it claims nothing, over a restart too; then it has everything that was written since it began anew.
+    pair.wish("b", json!({"hold": ["still"]}));
+    pair.wait("the order to hold", || outcome(&pair, "still") == Some((true, json!("Held"))));
+    pair.kill("b");
+    pair.start("b");
+    pair.wait_in_sync("a");
+    pair.kill("a");
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(pair.record().epoch, 1, "it claimed although it was to hold");
+    pair.wish("b", json!({}));
+    pair.wait_serving("b");
+    judge(&pair.mount("b").join("log"), 60);
+}
+
+#[test]
+fn a_nomination_is_answered_when_it_was_carried_out_and_when_it_cannot_be() {
+    let mut pair = Pair::new(18);
+    pair.start("a");
+    pair.start("b");
+    pair.wait_in_sync("a");
+    let acknowledged = append(&pair.mount("a").join("log"), 0, 20);
+    pair.wish("b", json!({"nomination": [{"id": "over", "to": "b"}, 0]}));
+    pair.wait("a void one to be answered", || pair.shown("b")["handledNomination"] == "over");
+    assert_eq!(pair.record().epoch, 1);
+    pair.wish("b", json!({"nomination": [{"id": "go", "to": "b"}, 1]}));
+    pair.wait_serving("b");
+    pair.wait("the other to be answered", || pair.shown("b")["handledNomination"] == "go");
+    assert_eq!(pair.record().last_request.as_deref(), Some("go"));
+    judge(&pair.mount("b").join("log"), acknowledged);
+}
+
+#[test]
+fn a_peer_whose_memory_suffices_takes_over_with_everything() {
+    let mut pair = Pair::new(19);
+    for member in ["a", "b"] {
+        pair.wish(member, json!({"settings": {"ack_policy": "Received"}}));
+    }
+    pair.start("a");
+    pair.start("b");
+    pair.wait_in_sync("a");
+    // The next connection may acknowledge from memory: the first one began before the peer was certified.
+    pair.kill("b");
+    pair.start("b");
+    pair.wait_in_sync("a");
+    let acknowledged = append(&pair.mount("a").join("log"), 0, 300);
+    assert_eq!(acknowledged, 300);
+    pair.kill("a");
+    pair.wait_serving("b");
+    judge(&pair.mount("b").join("log"), acknowledged);
+}

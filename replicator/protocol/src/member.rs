@@ -472,6 +472,11 @@ impl Member {
         self.known.as_ref().map(|known| &*known.record)
     }
 
+    /// A nomination that was neither carried out nor given up yet.
+    pub fn nomination(&self) -> Option<&Request> {
+        self.nomination.as_ref().map(|nomination| &nomination.request)
+    }
+
     /// The rule that the data path was given last.
     pub fn ack_rule(&self) -> AckRule {
         self.rule

@@ -128,7 +128,7 @@ impl Conductor {
         if let Some((_, moved)) = running {
             self.copies.progress(moved, now);
         }
-        let patience = self.given.wishes.borrow().stall_timeout.unwrap_or(STALL_TIMEOUT);
+        let patience = self.chosen.stall_timeout.unwrap_or(STALL_TIMEOUT);
         match (self.copies.stalled(patience, now), running) {
             (Some(why), Some((session, _))) => {
                 self.copies.failed(&why, clock::stamp());
@@ -227,7 +227,10 @@ impl Conductor {
         let (Some(applier), Some(receiver)) = (&self.stages.applier, &self.stages.receiver) else {
             return self.tell(Event::NetcopyFailed);
         };
-        receiver.follow(Following { session, epoch: generation.epoch, nonce: generation.nonce.0 });
+        // A copy that is not complete promises nothing.
+        let (epoch, nonce) = (generation.epoch, generation.nonce.0);
+        let following = Following { session, epoch, nonce, memory_acks: false };
+        receiver.follow(following, Arc::clone(&journal));
         let (mut applied, link, notes, through) =
             (applier.applied(), self.link.clone(), self.notes.clone(), copied.through);
         tracing::info!(position = copied.position.seq, through, "the files are there; the journal follows");

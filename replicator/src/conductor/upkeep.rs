@@ -103,6 +103,8 @@ impl Conductor {
             let moved = self.stages.copy.as_ref().map(super::copy::Copy::moved);
             shown.netcopying = moved.is_some();
             shown.netcopy_bytes = moved.map_or(shown.netcopy_bytes, |moved| moved.progress.bytes_done);
+            shown.handled_orders = self.orders.told();
+            shown.handled_nomination = self.nomination_handled.clone();
             shown.netcopy = self.copies.told().filter(|_| leads(self.state)).cloned();
         });
     }

@@ -42,7 +42,7 @@ impl Type {
             Type::Heartbeat => (24, 24),
             Type::Control => (0, CONTROL_BYTES_MAX),
             Type::Records => (RECORDS_HEADER_BYTES, RECORDS_HEADER_BYTES + RECORDS_BYTES_MAX),
-            Type::Ack => (16, 16),
+            Type::Ack => (24, 24),
             Type::Nack => (16, 16),
             Type::Bulk => (0, BULK_BYTES_MAX),
             Type::Credit => (8, 8),
@@ -151,7 +151,9 @@ impl RecordsHeader {
 /// How far the peer's journal is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ack {
-    /// Its journal holds everything up to here, in memory at least.
+    /// It has taken in everything up to here: there is room for more. Promises nothing.
+    pub taken: u64,
+    /// Promises that it holds everything up to here, in memory at least, and would say so after a crash.
     pub received: u64,
     /// A power failure cannot take what is up to here.
     pub durable: u64,
@@ -190,13 +192,17 @@ pub(super) struct Heartbeat {
 }
 
 impl Ack {
-    pub(super) fn bytes(&self) -> [u8; 16] {
-        pair(self.received, self.durable)
+    pub(super) fn bytes(&self) -> [u8; 24] {
+        let mut bytes = [0; 24];
+        for (place, number) in bytes.chunks_exact_mut(8).zip([self.taken, self.received, self.durable]) {
+            place.copy_from_slice(&number.to_le_bytes());
+        }
+        bytes
     }
 
     pub(super) fn parse(payload: &[u8]) -> Result<Ack, FrameError> {
-        let ack = Ack { received: number(payload, 0)?, durable: number(payload, 8)? };
-        if ack.durable <= ack.received { Ok(ack) } else { Err(FrameError::Contents) }
+        let ack = Ack { taken: number(payload, 0)?, received: number(payload, 8)?, durable: number(payload, 16)? };
+        if ack.durable <= ack.received && ack.received <= ack.taken { Ok(ack) } else { Err(FrameError::Contents) }
     }
 }
 
@@ -264,8 +270,8 @@ mod tests {
 
     #[test]
     fn headers_survive_and_limits_hold() {
-        assert_eq!(parse_header(&header(Type::Ack, 16)), Ok((Type::Ack, 16)));
-        assert_eq!(parse_header(&header(Type::Ack, 17)), Err(FrameError::Length(17)));
+        assert_eq!(parse_header(&header(Type::Ack, 24)), Ok((Type::Ack, 24)));
+        assert_eq!(parse_header(&header(Type::Ack, 25)), Err(FrameError::Length(25)));
         assert_eq!(parse_header(&header(Type::Control, usize::from(u16::MAX))), Ok((Type::Control, 65535)));
         let large = RECORDS_HEADER_BYTES + RECORDS_BYTES_MAX;
         assert!(parse_header(&header(Type::Records, large)).is_ok());
@@ -277,9 +283,10 @@ mod tests {
     fn payloads_survive() {
         let records = RecordsHeader { epoch: 3, nonce: u128::MAX - 5, committed: 9, sync: true, receipt: false };
         assert_eq!(RecordsHeader::parse(&records.bytes()), Ok(records));
-        let ack = Ack { received: 9, durable: 7 };
+        let ack = Ack { taken: 11, received: 9, durable: 7 };
         assert_eq!(Ack::parse(&ack.bytes()), Ok(ack));
-        assert!(Ack::parse(&Ack { received: 7, durable: 9 }.bytes()).is_err());
+        assert!(Ack::parse(&Ack { taken: 9, received: 7, durable: 9 }.bytes()).is_err());
+        assert!(Ack::parse(&Ack { taken: 7, received: 9, durable: 7 }.bytes()).is_err());
         let nack = Nack { reason: NackReason::Full, end: 5 };
         assert_eq!(Nack::parse(&nack.bytes()), Ok(nack));
         let heartbeat = Heartbeat { sent: 4, echo: 2, grant: true };

@@ -122,7 +122,6 @@ async fn stream(segment_bytes: u64) -> Stream {
     let committed = Arc::new(AtomicU64::new(0));
     let told = committed.clone();
     let (receiver, refused) = receive::receive(
-        replicant.clone(),
         b.link.clone(),
         b.lanes.records,
         Box::new(move |seq| {
@@ -139,10 +138,22 @@ impl Stream {
     async fn connect(&mut self) -> Shipper {
         let at_a = up(&mut self.a.events).await;
         let at_b = up(&mut self.b_events).await;
-        self.receiver.follow(Following { session: at_b, epoch: 1, nonce: 7 });
+        self.follow(at_a, at_b, false, |_| {})
+    }
+
+    /// Ships over a connection, with the wish that the peer's memory suffices or without it.
+    fn follow(
+        &self,
+        at_a: u64,
+        at_b: u64,
+        from_memory: bool,
+        heard: impl Fn(crate::link::Ack) + Send + Sync + 'static,
+    ) -> Shipper {
+        let following = Following { session: at_b, epoch: 1, nonce: 7, memory_acks: from_memory };
+        self.receiver.follow(following, self.replicant.clone());
         let from = self.replicant.end().seq + 1;
-        let shipping = Shipping { session: at_a, epoch: 1, nonce: 7, from, receipts: false };
-        ship(self.master.clone(), self.a.link.clone(), shipping, |_| {})
+        let shipping = Shipping { session: at_a, epoch: 1, nonce: 7, from, receipts: from_memory };
+        ship(self.master.clone(), self.a.link.clone(), shipping, heard)
     }
 
     fn write(&self, count: u64, bytes: usize) -> u64 {
@@ -230,8 +241,7 @@ async fn a_replicant_without_room_says_so() {
     let small = Options { segment_bytes: 64 << 10, pair: PAIR };
     let full = Arc::new(Journal::open(&folder, small).unwrap().0);
     let (a, b) = pair().await;
-    let (receiver, mut refused) =
-        receive::receive(full.clone(), b.link.clone(), b.lanes.records, Box::new(|_| {})).unwrap();
+    let (receiver, mut refused) = receive::receive(b.link.clone(), b.lanes.records, Box::new(|_| {})).unwrap();
     (stream.a, stream.b_link, stream.b_events, stream.replicant, stream.receiver) =
         (End { lanes: a.lanes, ..a }, b.link.clone(), b.events, full.clone(), receiver);
     let shipper = stream.connect().await;
@@ -250,12 +260,57 @@ async fn a_replicant_without_room_says_so() {
     drop(stream.refused);
 }
 
+/// What the peer has said, ack by ack.
+type Heard = Arc<parking_lot::Mutex<Vec<crate::link::Ack>>>;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn memory_suffices_only_for_as_long_as_the_member_allows_it() {
+    let mut stream = stream(8 << 20).await;
+    let (at_a, at_b) = (up(&mut stream.a.events).await, up(&mut stream.b_events).await);
+    let heard = Heard::default();
+    let hearing = heard.clone();
+    let shipper = stream.follow(at_a, at_b, true, move |ack| hearing.lock().push(ack));
+    let ahead = |heard: &Heard| heard.lock().iter().any(|ack| ack.received > ack.durable);
+    // Each record waits for a flush of up to a fifth of a second, and is acknowledged from memory before.
+    for _ in 0..20 {
+        let last = stream.write(1, 100);
+        until("received", || shipper.acknowledged().received == last).await;
+    }
+    assert!(ahead(&heard), "nothing was acknowledged from memory: {:?}", heard.lock());
+
+    stream.receiver.end_memory_acks();
+    let last = stream.master.end().seq;
+    shipper.want_durable(last);
+    until("all durable", || shipper.acknowledged().durable == last).await;
+    heard.lock().clear();
+    for _ in 0..20 {
+        let last = stream.write(1, 100);
+        until("received", || shipper.acknowledged().received == last).await;
+    }
+    assert!(!ahead(&heard), "acknowledged from memory: {:?}", heard.lock());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_waits_for_flows_without_a_promise() {
+    let mut stream = stream(8 << 20).await;
+    let (at_a, at_b) = (up(&mut stream.a.events).await, up(&mut stream.b_events).await);
+    let heard = Heard::default();
+    let hearing = heard.clone();
+    let shipper = stream.follow(at_a, at_b, false, move |ack| hearing.lock().push(ack));
+    // Several windows: room is made without waiting for a flush.
+    let last = stream.write(200, 200 << 10);
+    until("all durable", || shipper.acknowledged().durable == last).await;
+    assert!(heard.lock().iter().all(|ack| ack.received == ack.durable), "{:?}", heard.lock());
+    assert!(heard.lock().iter().any(|ack| ack.taken > ack.received), "{:?}", heard.lock());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn records_of_another_generation_are_refused() {
     let mut stream = stream(1 << 20).await;
     let shipper = stream.connect().await;
     let session = stream.b_link.current().unwrap();
-    stream.receiver.follow(Following { session, epoch: 2, nonce: 9 });
+    let other = Following { session, epoch: 2, nonce: 9, memory_acks: false };
+    stream.receiver.follow(other, stream.replicant.clone());
     let last = stream.write(1, 10);
     shipper.want_durable(last);
     let ReceiveEvent::Stopped { reason, .. } = timeout(PATIENCE, stream.refused.recv()).await.unwrap().unwrap();
@@ -268,7 +323,7 @@ async fn an_acknowledgement_of_what_was_never_sent_ends_the_connection() {
     let mut stream = stream(1 << 20).await;
     let shipper = stream.connect().await;
     let session = stream.b_link.current().unwrap();
-    stream.b_link.send_ack(session, Ack { received: 1000, durable: 1000 }).unwrap();
+    stream.b_link.send_ack(session, Ack { taken: 1000, received: 1000, durable: 1000 }).unwrap();
     until("the end", || matches!(*shipper.ended().borrow(), Some(Ended::FalseAck { acknowledged: 1000, .. }))).await;
     assert_eq!(shipper.acknowledged(), Ack::default());
 }
