@@ -9,6 +9,7 @@
 
 pub mod acl;
 pub mod gate;
+pub(crate) mod parking;
 pub mod requests;
 mod resend;
 mod sequence;
@@ -143,7 +144,7 @@ impl Capture {
     }
 
     /// On a thread of its own: whoever opened the gate decides, and must not wait for a disk.
-    fn take_up_all(self: &Arc<Self>, waiting: Vec<Waiting>) {
+    pub(crate) fn take_up_all(self: &Arc<Self>, waiting: Vec<Waiting>) {
         if waiting.is_empty() {
             return;
         }

@@ -971,6 +971,10 @@ impl Conductor {
             let end = self.journal_facts().end;
             tracing::info!(from = ?before, to = ?snapshot.state, epoch = snapshot.generation.epoch, end = end.seq, "state");
         }
+        if snapshot.pod_spent {
+            // Its application outlived the reign: what waits at the door must not wait for a reign that never comes.
+            self.given.door.refuse();
+        }
         self.given.shown.update(|shown| {
             shown.member = self.given.settings.member.name().to_string();
             shown.state = state_text(snapshot.state).to_string();

@@ -7,9 +7,10 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use tandem_protocol::ack::AckRule;
 use tandem_replicator::capture::{Capture, requests, transport};
@@ -227,6 +228,72 @@ fn a_gate_that_holds_or_refuses() {
     assert_eq!(synced.unwrap_err().raw_os_error(), Some(5));
     assert_eq!(written.unwrap_err().raw_os_error(), Some(5));
     assert!(fs::write(root.join("g"), "x").is_err());
+    mounted.end();
+}
+
+/// Runs a program in a mount until it waits for something, as its process state says.
+fn waiting(program: &mut Command) -> Child {
+    let child = program.spawn().unwrap();
+    let stat = format!("/proc/{}/stat", child.id());
+    let blocked = || fs::read_to_string(&stat).unwrap().rsplit(')').next().unwrap().trim().starts_with(['D', 'S']);
+    // Starting takes time, and a program that starts waits now and then for its own files.
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(blocked());
+    child
+}
+
+fn ends_within(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
+    let started = Instant::now();
+    loop {
+        let ended = child.try_wait().unwrap();
+        if ended.is_some() || started.elapsed() > patience {
+            return ended;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_killed_process_dies_although_writes_are_held() {
+    let mounted = Mounted::new();
+    let root = mounted.path();
+    for name in ["sync", "write"] {
+        fs::write(root.join(name), "one").unwrap();
+    }
+    let python = |name: &str, script: &str| {
+        let mut command = Command::new("python3");
+        command.args(["-c", &format!("import os\nf = os.open('{name}', os.O_WRONLY)\n{script}")]).current_dir(&root);
+        command
+    };
+    mounted.commit.set_rule(AckRule::Nothing);
+    let mut syncing = waiting(&mut python("sync", "os.write(f, b'two')\nos.fsync(f)"));
+    mounted.capture.hold();
+    let mut writing = waiting(&mut python("write", "os.write(f, b'two')"));
+    for child in [&mut syncing, &mut writing] {
+        child.kill().unwrap();
+        assert!(ends_within(child, Duration::from_secs(20)).is_some(), "it cannot die");
+    }
+    mounted.commit.set_rule(AckRule::Alone { entitled_until: None });
+    mounted.capture.resume();
+    assert_eq!(fs::read(root.join("sync")).unwrap(), b"two", "what was performed stays");
+    assert_eq!(fs::read(root.join("write")).unwrap(), b"one", "what was withdrawn is not performed");
+    fs::write(root.join("write"), "three").unwrap();
+    mounted.end();
+}
+
+#[test]
+fn a_signal_during_a_short_hold_disturbs_no_sync() {
+    let mounted = Mounted::new();
+    let root = mounted.path();
+    mounted.commit.set_rule(AckRule::Nothing);
+    let script = "$SIG{ALRM} = sub { print STDERR 'rang' }; open F, '>>', 'f'; syswrite F, 'x'; alarm 1; F->sync or die qq(sync: $!)";
+    let mut program = Command::new("perl");
+    let mut child = waiting(program.args(["-MIO::Handle", "-e", script]).current_dir(&root).stderr(Stdio::piped()));
+    assert!(ends_within(&mut child, Duration::from_secs(2)).is_none());
+    mounted.commit.set_rule(AckRule::Alone { entitled_until: None });
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stderr, b"rang", "the signal came while it waited");
     mounted.end();
 }
 

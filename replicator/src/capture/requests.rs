@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
+use super::parking::Ticket;
 use super::resend::Done;
 use super::sequence::{Passage, Stopped, Turn};
 use super::transport::{Handler, Reply, with_scratch};
@@ -42,8 +43,8 @@ const DOTS: u64 = 2;
 /// What waits at a held gate.
 #[derive(Debug)]
 pub(crate) enum Waiting {
-    /// A request of the kernel, with the bytes it came as.
-    Request(Box<[u8]>, Reply),
+    /// A request of the kernel, with the bytes it came as. Its answer may be withdrawn meanwhile: then it is not performed.
+    Request(Box<[u8]>, Ticket),
     /// A file without names that nobody holds any more is to go.
     Drop(FileId),
 }
@@ -51,7 +52,11 @@ pub(crate) enum Waiting {
 impl Waiting {
     pub(crate) fn refuse(self, errno: Errno) {
         match self {
-            Waiting::Request(_, reply) => reply.error(errno),
+            Waiting::Request(_, ticket) => {
+                if let Some(reply) = ticket.take() {
+                    reply.error(errno);
+                }
+            }
             // It stays, and goes when a gate is opened for a new application.
             Waiting::Drop(_) => {}
         }
@@ -72,7 +77,7 @@ impl Handler for Capture {
             Ok(passage) => self.change(passage, &request, reply),
             Err(Stopped::Refused(errno)) => reply.error(errno),
             Err(Stopped::Held) => {
-                let waiting = Waiting::Request(Box::from(request.message), reply);
+                let waiting = Waiting::Request(Box::from(request.message), reply.park());
                 if let Some(again) = self.sequencer.gate().put_down(waiting) {
                     self.take_up(again);
                 }
@@ -129,11 +134,15 @@ impl Capture {
     pub(crate) fn take_up(&self, waiting: Waiting) {
         match waiting {
             Waiting::Drop(id) => self.drop_file(id),
-            Waiting::Request(message, reply) => match wire::parse(&message) {
-                Ok(parsed) => self.handle(parsed.request, reply),
-                // It was parsed once before.
-                Err(_) => reply.error(Errno::IO),
-            },
+            Waiting::Request(message, ticket) => {
+                // From here on it is performed, and no interrupt takes that back.
+                let Some(reply) = ticket.take() else { return };
+                match wire::parse(&message) {
+                    Ok(parsed) => self.handle(parsed.request, reply),
+                    // It was parsed once before.
+                    Err(_) => reply.error(Errno::IO),
+                }
+            }
         }
     }
 
@@ -168,7 +177,7 @@ impl Capture {
                 _ => reply.error(Errno::INVAL),
             },
             Operation::Release { .. } | Operation::ReleaseDirectory { .. } | Operation::Destroy => reply.ok(),
-            // An operation that waits for the other member cannot be withdrawn: it is in the journal.
+            // The transport sees to it.
             Operation::Interrupt { .. } => drop(reply),
             // The kernel then does by itself what is wanted: make and open, copy by reading and writing, check rights.
             Operation::Open { .. }
@@ -497,8 +506,7 @@ impl Capture {
             }
             // Nothing was done if a predecessor did it all, and it may not have been told.
             let seq = if seq == 0 { self.journal.end().seq } else { seq };
-            self.commit
-                .when_acknowledged(seq, Box::new(move |told| answer(reply, told, |reply, ()| reply.written(length))));
+            self.when_safe(seq, reply, move |reply| reply.written(length));
         });
     }
 
@@ -508,7 +516,19 @@ impl Capture {
             return reply.ok();
         }
         let seq = self.journal.end().seq;
-        self.commit.when_acknowledged(seq, Box::new(move |told| answer(reply, told, |reply, ()| reply.ok())));
+        self.when_safe(seq, reply, Reply::ok);
+    }
+
+    /// Answers once everything up to an operation may be called safe. What was performed stays performed, also when nobody
+    /// waits for the answer any more.
+    fn when_safe(&self, seq: u64, reply: Reply, done: impl FnOnce(Reply) + Send + 'static) {
+        let ticket = reply.park();
+        let told = move |told| {
+            if let Some(reply) = ticket.take() {
+                answer(reply, told, |reply, ()| done(reply));
+            }
+        };
+        self.commit.when_acknowledged(seq, Box::new(told));
     }
 
     #[allow(clippy::too_many_arguments, reason = "they are those of the request")]

@@ -11,6 +11,7 @@
 //! resumed: NOTIFY_RESEND -> run: unanswered requests of the predecessor, marked `resent` -> requests
 //! ```
 
+use super::parking::{Parking, Ticket};
 use super::wire::{self, Attr, Entry, IO_BYTES_MAX, Listing, Negotiated, Operation, Request, StatFs};
 use parking_lot::{Condvar, Mutex};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -23,8 +24,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What serves requests. Called by several threads at once.
 pub trait Handler: Send + Sync {
-    /// One request. `request` borrows the thread's buffer; `reply` may be kept and answered later, from any thread. For
-    /// `Forget` and `Interrupt` the reply is to be dropped.
+    /// One request. `request` borrows the thread's buffer; `reply` may be kept and answered later, from any thread; one
+    /// that may wait for long is to be parked. For `Forget` the reply is to be dropped. `Interrupt` does not come here.
     fn handle(&self, request: Request<'_>, reply: Reply);
 }
 
@@ -51,6 +52,8 @@ pub struct Session {
 
 struct Channel {
     device: OwnedFd,
+    /// Of the whole connection: an interrupt may come over another descriptor than its request.
+    parking: Arc<Parking>,
 }
 
 impl Session {
@@ -68,8 +71,10 @@ impl Session {
             let flags = rustix::fs::fcntl_getfl(device)?;
             rustix::fs::fcntl_setfl(device, flags - rustix::fs::OFlags::NONBLOCK)?;
         }
+        let parking = Arc::new(Parking::default());
+        let channel = |device| Arc::new(Channel { device, parking: Arc::clone(&parking) });
         let session = Arc::new(Self {
-            channels: devices.into_iter().map(|device| Arc::new(Channel { device })).collect(),
+            channels: devices.into_iter().map(channel).collect(),
             negotiated: Mutex::new(negotiated),
             initialised: Condvar::new(),
             keeper,
@@ -191,6 +196,9 @@ impl Session {
             let reply = Reply::new(channel, parsed.raw_unique, wants_answer);
             if let Operation::Init(offer) = parsed.request.operation {
                 self.greet(&offer, reply);
+            } else if let Operation::Interrupt { unique } = parsed.request.operation {
+                channel.parking.interrupt(unique);
+                drop(reply);
             } else {
                 handler.handle(parsed.request, reply);
             }
@@ -294,6 +302,16 @@ pub struct Reply {
 impl Reply {
     fn new(channel: &Arc<Channel>, raw_unique: u64, wants_answer: bool) -> Self {
         Self { channel: Some(Arc::clone(channel)), raw_unique, wants_answer }
+    }
+
+    /// Puts it down until something has happened that may take long. Whoever waits may be killed meanwhile.
+    pub(crate) fn park(self) -> Ticket {
+        let unique = self.raw_unique & !wire::UNIQUE_RESEND;
+        match &self.channel {
+            Some(channel) => Arc::clone(&channel.parking).park(unique, self),
+            // Answered already: a place that nobody is told of.
+            None => Arc::<Parking>::default().park(unique, self),
+        }
     }
 
     /// It failed.

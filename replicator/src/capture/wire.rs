@@ -20,7 +20,7 @@ pub const IO_BYTES_MAX: usize = 1 << 20;
 pub const WRITE_PREFIX: usize = IN_HEADER_LENGTH + 40;
 
 /// Set in `unique` by the kernel when a request is sent again after `NOTIFY_RESEND`.
-const UNIQUE_RESEND: u64 = 1 << 63;
+pub(super) const UNIQUE_RESEND: u64 = 1 << 63;
 
 /// Features of a connection, agreed in INIT.
 pub mod feature {
