@@ -52,7 +52,7 @@ pub use event::{Control, Event, Evidence, Facts, JournalFacts, Now, Order};
 pub use settings::{AckPolicy, FailoverMode, Protection, Settings};
 
 use crate::handshake::{Hello, PROTOCOL};
-use crate::identity::{Generation, Identity, MemberName, Quarantine};
+use crate::identity::{DataId, Generation, Identity, MemberName, Quarantine};
 use crate::record::{Record, Request, Version};
 use crate::{AckRule, Position};
 
@@ -270,6 +270,10 @@ pub struct Member {
     opened: bool,
     /// This pod's application saw an earlier reign: no other one through the same mount.
     spent: bool,
+    /// The reign in which this copy was last compared with its master's, in this life.
+    compared: Option<Generation>,
+    /// The copy that asked to be compared with ours, in this life.
+    compares: Option<DataId>,
     held: bool,
     terminating: bool,
     reason: Option<Reason>,
@@ -300,6 +304,8 @@ impl Member {
             memory_acks: false,
             opened: false,
             spent: false,
+            compared: None,
+            compares: None,
             held: false,
             terminating: false,
             reason: None,

@@ -108,7 +108,11 @@ impl Member {
         let Some(link) = &mut self.link else { return };
         link.following = true;
         let session = link.session;
-        if std::mem::take(&mut link.copying) {
+        let copied = std::mem::take(&mut link.copying);
+        // A copy that was begun and not completed says so, on every connection.
+        let peer = link.hello.as_ref().filter(|hello| !hello.inconsistent).map(|hello| &hello.data_id);
+        if copied || (peer.is_some() && peer == self.compares.as_ref()) {
+            self.compares = None;
             // Two equal copies exist again: what the journal lost is on neither.
             self.amend(out, |identity| identity.unverified = false);
         }
@@ -123,6 +127,7 @@ impl Member {
         let Some(link) = &mut self.link else { return };
         let (session, following) = (link.session, link.following);
         (link.copying, link.following) = (true, false);
+        self.compares = link.hello.as_ref().map(|hello| hello.data_id.clone());
         if following {
             out.push(Effect::StopShipping);
             self.lose_peer(true, out);

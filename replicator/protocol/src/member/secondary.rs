@@ -196,6 +196,8 @@ impl Member {
         // Durable before anything of it is accepted: nothing older will be, ever again.
         self.amend(out, |identity| identity.promised = generation);
         let Some(mine) = self.hello() else { return };
+        // What the master's volume may hold beyond its journal it held before it began this reign: a copy taken since has it.
+        let theirs = &Hello { unverified: theirs.unverified && self.compared != Some(generation), ..theirs.clone() };
         match handshake::plan(&mine, theirs, self.journal.applied) {
             Plan::Resume { from } => self.follow(generation, from, theirs, out),
             Plan::CutThenResume { after } => {
@@ -269,6 +271,7 @@ impl Member {
         let Some(generation) = hello.leads else { return };
         self.journal = JournalFacts { first: end.seq.saturating_add(1), end, applied: end.seq };
         self.durable = end;
+        self.compared = Some(generation);
         self.amend(out, |identity| {
             identity.inconsistent = false;
             identity.unverified = false;

@@ -570,6 +570,9 @@ impl World {
                 let end = self.nodes[to].disk.end();
                 self.reached[3] += 1;
                 self.tell(to, Event::NetcopyDone { end });
+                // The product ends the connection that a copy came over: what is on its way there belongs to the copy.
+                self.disconnect(Evidence::Timeout, None);
+                return;
             }
         }
     }
