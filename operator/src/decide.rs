@@ -246,7 +246,14 @@ fn replacements(situation: &Situation<'_>) -> Vec<Replacement> {
         let mut want = |reason, message: String| {
             wanted.push(Replacement { member, uid: pod.uid.clone(), reason, message });
         };
-        if situation.state(member) == MemberState::Fenced || situation.held_back(member) == Some("PodSpent") {
+        // Not only when it says so itself: one whose process was killed, or that nobody reaches, cannot.
+        let deposed = seen
+            .report
+            .as_ref()
+            .and_then(|report| report.serving_epoch)
+            .is_some_and(|served| served < situation.epoch() && situation.active() == Some(member.other()));
+        let spent = situation.held_back(member) == Some("PodSpent");
+        if deposed || spent || situation.state(member) == MemberState::Fenced {
             want("LeadershipLost", format!("member {member} no longer leads: its pod is made anew and follows"));
             continue;
         }

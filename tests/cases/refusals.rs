@@ -5,9 +5,8 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use tandem_tests::pair::{PATIENCE, Pair, Wishes};
 
-pub(crate) const CASES: &[Case] = &[("bad_specs_are_refused", bad_specs)];
-
-pub(crate) const WAITING: &[Case] = &[("unknown_requests_are_refused", unknown_requests)];
+pub(crate) const CASES: &[Case] =
+    &[("bad_specs_are_refused", bad_specs), ("unknown_requests_are_refused", unknown_requests)];
 
 fn bad_specs(stage: &Stage<'_>) -> Result<()> {
     let container = |more: Value| {

@@ -174,6 +174,8 @@ fn what_a_deposed_member_said_is_not_believed() {
     assert_eq!(fact(&plan, ConditionType::FailedOver).0, Holds::True);
     assert_eq!(fact(&plan, ConditionType::InSync).0, Holds::False);
     assert!(!plan.may_evict);
+    // Its application saw the earlier reign, whether it can be told or not.
+    assert_eq!(plan.replace.iter().map(|one| one.reason).collect::<Vec<_>>(), ["LeadershipLost"]);
 }
 
 #[test]

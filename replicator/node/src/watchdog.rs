@@ -9,7 +9,10 @@
 //! | the replicator is gone | its connection has ended | 3 s |
 //! | the replicator hangs | requests wait although every container should have been killed | grace period + 5 s |
 //!
-//! A pod that is not going is left alone for as long as it takes: kubelet restarts its replicator.
+//! | no successor comes, requests wait | its connection has ended, the pod is not going | 30 s |
+//!
+//! The last row: kubelet restarts a replicator within seconds. When the whole pod was killed it first wants every process of
+//! it dead, and one that waits in the mount cannot die. Without requests that wait a pod that is not going is left alone.
 //! Nothing here touches a mount.
 
 use crate::mounts::Connections;
@@ -25,6 +28,8 @@ use std::time::{Duration, Instant};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const GONE: Duration = Duration::from_secs(3);
+/// Longer than kubelet takes to start a replicator again, twice in a row.
+const NO_SUCCESSOR: Duration = Duration::from_secs(30);
 /// After this long the kills of kubelet and the runtime have long happened.
 const AFTER_GRACE: Duration = Duration::from_secs(5);
 /// The watch may learn of a pod later than kubelet does; one that is not listed after this long does not exist.
@@ -128,7 +133,14 @@ enum Verdict {
 }
 
 fn judge(presence: Presence, going: Option<Going>, waiting: u64, now: Instant) -> Verdict {
-    let Some(going) = going else { return Verdict::Leave };
+    let Some(going) = going else {
+        return match presence {
+            Presence::Gone(since) if waiting > 0 && now.duration_since(since) >= NO_SUCCESSOR => {
+                Verdict::Abort("the replicator is gone, nobody came in its place, and requests wait")
+            }
+            Presence::Gone(_) | Presence::Here(_) | Presence::Never(_) => Verdict::Leave,
+        };
+    };
     let gone_for = now.duration_since(going.since);
     let absent = match presence {
         Presence::Here(_) => None,
@@ -159,7 +171,10 @@ pub async fn watch(volumes: Arc<Volumes>, connections: Connections, pods: Arc<Po
         aborted.retain(|volume, _| all.iter().any(|seen| seen.volume == *volume));
         for seen in all {
             let known_since = *first_seen.entry(seen.volume.clone()).or_insert(now);
-            let Some(going) = pods.inner.lock().going(&seen, known_since, now) else { continue };
+            let going = pods.inner.lock().going(&seen, known_since, now);
+            if going.is_none() && matches!(seen.presence, Presence::Here(_)) {
+                continue;
+            }
             let waiting = match connections.waiting(seen.minor) {
                 Ok(waiting) => waiting.unwrap_or(0),
                 Err(error) => {
@@ -167,7 +182,7 @@ pub async fn watch(volumes: Arc<Volumes>, connections: Connections, pods: Arc<Po
                     0
                 }
             };
-            match judge(seen.presence, Some(going), waiting, now) {
+            match judge(seen.presence, going, waiting, now) {
                 Verdict::Leave => {}
                 Verdict::Abort(why) if aborted.get(&seen.volume) != Some(&seen.minor) => {
                     tracing::warn!(
@@ -236,7 +251,9 @@ mod tests {
         let (here, gone, never) = (Presence::Here(1), Presence::Gone(start), Presence::Never(start));
         // presence, going, requests waiting, after seconds -> what
         let table = [
-            (gone, None, 9, 100_000, "leave"),
+            (gone, None, 9, 29, "leave"),
+            (gone, None, 9, 31, "abort"),
+            (gone, None, 0, 100_000, "leave"),
             (never, None, 9, 100_000, "leave"),
             (here, None, 9, 100_000, "leave"),
             (never, going(30), 0, 2, "leave"),
