@@ -5,7 +5,7 @@
 //! failed is never tried again; nobody is told before the rule allows it, and everybody is told in the end.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::clock;
 use crate::journal::Journal;
+use crate::metrics::Metrics;
 
 /// Operations nobody asked to flush are flushed after this time, so that the committed mark goes on without them.
 const LAZY_FLUSH: Duration = Duration::from_millis(200);
@@ -34,6 +35,8 @@ pub struct Commit {
     committed: watch::Sender<u64>,
     asked: watch::Sender<u64>,
     on_failure: OnFailure,
+    /// Where answers are counted, once that is known.
+    metrics: OnceLock<Arc<Metrics>>,
 }
 
 #[derive(Default)]
@@ -61,10 +64,17 @@ impl Commit {
             committed: watch::Sender::new(0),
             asked: watch::Sender::new(0),
             on_failure,
+            metrics: OnceLock::new(),
         });
         let flusher = Arc::clone(&commit);
         std::thread::Builder::new().name("commit".into()).spawn(move || flusher.flush())?;
         Ok(commit)
+    }
+
+    /// Counts answers from now on.
+    pub fn count_into(&self, metrics: Arc<Metrics>) {
+        // A second place would count the same answers twice.
+        self.metrics.get_or_init(|| metrics);
     }
 
     /// The rule for every reply from now on. Returns the highest operation acknowledged before.
@@ -122,6 +132,16 @@ impl Commit {
 
     /// Calls `reply` once everything up to `seq` may be acknowledged, perhaps at once, perhaps from another thread.
     pub fn when_acknowledged(&self, seq: u64, reply: Waiter) {
+        let reply = match self.metrics.get() {
+            Some(metrics) => {
+                let (metrics, since) = (Arc::clone(metrics), clock::monotonic());
+                Box::new(move |told: Result<(), Errno>| {
+                    metrics.synced(clock::monotonic().saturating_sub(since), told.is_ok());
+                    reply(told);
+                })
+            }
+            None => reply,
+        };
         let mut state = self.state.lock();
         if state.failing || state.ended {
             drop(state);
@@ -166,7 +186,13 @@ impl Commit {
         if let AckRule::WithinLag { max_lag_bytes, .. } = state.rule {
             state.marks.within_lag = self.within(state.marks.peer_durable, state.marks.durable, max_lag_bytes);
         }
+        let before = state.marks.acknowledged;
         state.marks.acknowledged = acknowledged(state.rule, &state.marks, now);
+        if let Some(metrics) = self.metrics.get()
+            && state.marks.acknowledged > before
+        {
+            metrics.acknowledged.inc_by(state.marks.acknowledged - before);
+        }
         state.marks.acknowledged
     }
 

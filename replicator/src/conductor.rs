@@ -40,6 +40,7 @@ use crate::identity::IdentityFile;
 use crate::journal::{Journal, JournalError, Options};
 use crate::link::{self, LinkEvent, LinkHandle, Nack};
 use crate::memory::Memory;
+use crate::metrics::Metrics;
 use crate::netcopy::Copied;
 use crate::receive::{self, Following, ReceiveEvent, Receiver};
 use crate::record::{RecordError, RecordKeeper};
@@ -105,6 +106,8 @@ pub struct Given {
     pub keeper: Arc<dyn RecordKeeper>,
     /// What is wished for, as it changes.
     pub wishes: watch::Receiver<Wishes>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
     /// What is shown to the outside.
     pub shown: Arc<Shown>,
     /// What only the report says.
@@ -523,6 +526,7 @@ impl Conductor {
             LinkEvent::Up { session } => {
                 tracing::info!(session, "the peer is connected");
                 self.copies.connected(true, clock::monotonic());
+                self.given.metrics.sessions.inc();
                 Some(Event::PeerUp { session, journal: self.journal_facts() })
             }
             LinkEvent::Down { session, evidence, why } => {
@@ -777,6 +781,8 @@ impl Conductor {
         let journal = Arc::clone(journal);
         let commit = Commit::start(Arc::clone(&journal), self.on_failure())?;
         commit.set_rule(self.rule);
+        // After the rule: what an earlier process acknowledged is no news.
+        commit.count_into(Arc::clone(&self.given.metrics));
         self.stages.commit = Some(Arc::clone(&commit));
         let (mut durable, inbox) = (commit.durable(), self.notes.clone());
         tokio::spawn(async move {
@@ -834,14 +840,17 @@ impl Conductor {
         tracing::info!(epoch = record.epoch, wseq = record.wseq, certified = ?record.certified, "write of the record");
         let (request, asked, inbox) = self.record_request();
         let answer = self.given.keeper.write(expected.0, record);
+        let metrics = Arc::clone(&self.given.metrics);
         tokio::spawn(async move {
             let event = match answer.await {
                 Ok(kept) => Event::RecordWritten { version: Version(kept.version) },
                 Err(RecordError::Conflict(why)) => {
+                    metrics.record_failures.inc();
                     tracing::info!(why, "the record was not written");
                     Event::RecordConflict
                 }
                 Err(error) => {
+                    metrics.record_failures.inc();
                     tracing::warn!(%error, "write of the record");
                     Event::RecordUnknown
                 }
@@ -968,6 +977,11 @@ impl Conductor {
     fn report(&mut self, snapshot: Snapshot) {
         let before = std::mem::replace(&mut self.state, snapshot.state);
         if before != snapshot.state {
+            if snapshot.state == StateName::PrimaryOpening {
+                self.given.metrics.claims.inc();
+            } else if snapshot.state == StateName::Fenced {
+                self.given.metrics.fences.inc();
+            }
             let end = self.journal_facts().end;
             tracing::info!(from = ?before, to = ?snapshot.state, epoch = snapshot.generation.epoch, end = end.seq, "state");
         }

@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     telemetry::start();
     match command {
         // No threads: the supervisor forks.
-        Command::Supervise => match supervise::run(&supervise::Supervision::default()) {
+        Command::Supervise(settings) => match supervise::run(&settings.into()) {
             Ok(code) => code,
             Err(error) => failed(&error),
         },

@@ -31,8 +31,13 @@ pub struct Metrics {
     serving: Gauge,
     peer_connected: Gauge,
     netcopy_bytes: Gauge,
-    /// From the arrival of an fsync to its answer.
+    netcopy_size_bytes: Gauge,
+    /// From the arrival of a request that asks for durability to its answer.
     pub sync_seconds: Histogram,
+    /// Such requests that were answered with an error.
+    pub sync_failures: Counter,
+    /// Operations that were acknowledged as safe.
+    pub acknowledged: Counter,
     /// Times that this process began an epoch.
     pub claims: Counter,
     /// Times that this process lost its right to write.
@@ -54,6 +59,9 @@ impl Default for Metrics {
             serving: Gauge::default(),
             peer_connected: Gauge::default(),
             netcopy_bytes: Gauge::default(),
+            netcopy_size_bytes: Gauge::default(),
+            sync_failures: Counter::default(),
+            acknowledged: Counter::default(),
             sync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 20)),
             claims: Counter::default(),
             fences: Counter::default(),
@@ -68,7 +76,20 @@ impl Default for Metrics {
         registry.register("serving", "1 while the member is master and serves its epoch", metrics.serving.clone());
         registry.register("peer_connected", "1 while the peer follows", metrics.peer_connected.clone());
         registry.register_with_unit("netcopy", "Copied so far", Unit::Bytes, metrics.netcopy_bytes.clone());
-        registry.register_with_unit("sync", "Duration of fsync", Unit::Seconds, metrics.sync_seconds.clone());
+        registry.register_with_unit(
+            "sync",
+            "From the arrival of an fsync to its answer",
+            Unit::Seconds,
+            metrics.sync_seconds.clone(),
+        );
+        registry.register_with_unit(
+            "netcopy_size",
+            "Size of the copy",
+            Unit::Bytes,
+            metrics.netcopy_size_bytes.clone(),
+        );
+        registry.register("sync_failures", "fsyncs that were answered with an error", metrics.sync_failures.clone());
+        registry.register("acknowledged_operations", "Operations acknowledged as safe", metrics.acknowledged.clone());
         registry.register("claims", "Epochs begun by this process", metrics.claims.clone());
         registry.register("fences", "Losses of the right to write", metrics.fences.clone());
         registry.register("sessions", "Connections to the peer", metrics.sessions.clone());
@@ -79,23 +100,27 @@ impl Default for Metrics {
 
 impl Metrics {
     /// An fsync was answered.
-    pub fn synced(&self, took: Duration) {
+    pub fn synced(&self, took: Duration, well: bool) {
         self.sync_seconds.observe(took.as_secs_f64());
+        if !well {
+            self.sync_failures.inc();
+        }
     }
 
     /// The page that Prometheus reads.
     pub fn text(&self, now: &Snapshot) -> Result<String, fmt::Error> {
-        let rungs = [
+        let own = [
             ("trimmed", now.trimmed),
             ("applied", now.applied),
             ("committed", now.committed),
             ("durable", now.durable),
-            ("received", now.received),
-            ("shipped", now.shipped),
             ("journaled", now.journaled),
-            ("peer_durable", now.peer_durable),
         ];
-        for (rung, seq) in rungs {
+        // What is known of the peer is the master's to say.
+        let of_peer = [("received", now.received), ("shipped", now.shipped), ("peer_durable", now.peer_durable)];
+        let of_peer = of_peer.into_iter().filter(|_| now.state.starts_with("Primary"));
+        self.positions.clear();
+        for (rung, seq) in own.into_iter().chain(of_peer) {
             self.positions.get_or_create(&Rung { rung }).set(signed(seq));
         }
         self.state.clear();
@@ -105,6 +130,8 @@ impl Metrics {
         self.serving.set(now.serving.into());
         self.peer_connected.set(now.peer_connected.into());
         self.netcopy_bytes.set(signed(now.netcopy_bytes));
+        let size = now.netcopy.as_ref().map_or(0, |copy| copy.bytes_total);
+        self.netcopy_size_bytes.set(size);
         let mut page = String::new();
         encode(&mut page, &self.registry)?;
         Ok(page)
@@ -122,11 +149,17 @@ mod tests {
     #[test]
     fn the_page_uses_the_words_of_the_ladder() {
         let metrics = Metrics::default();
-        let now = Snapshot { state: "PrimaryActive".into(), committed: 7, ..Snapshot::default() };
-        metrics.synced(Duration::from_millis(1));
+        let now = Snapshot { state: "PrimaryActive".into(), committed: 7, epoch: 3, ..Snapshot::default() };
+        metrics.synced(Duration::from_millis(1), true);
+        metrics.acknowledged.inc_by(7);
         let page = metrics.text(&now).unwrap();
         assert!(page.contains("tandem_position{rung=\"committed\"} 7"), "{page}");
         assert!(page.contains("tandem_state{state=\"PrimaryActive\"} 1"), "{page}");
         assert!(page.contains("tandem_sync_seconds_count 1"), "{page}");
+        assert!(page.contains("tandem_acknowledged_operations_total 7"), "{page}");
+        assert!(page.contains("tandem_epoch 3"), "{page}");
+        assert!(page.contains("rung=\"peer_durable\"") && page.ends_with("# EOF\n"), "{page}");
+        let follows = metrics.text(&Snapshot { state: "SecondaryActive".into(), ..now }).unwrap();
+        assert!(!follows.contains("peer_durable") && !follows.contains("PrimaryActive"), "{follows}");
     }
 }

@@ -45,9 +45,8 @@ fn on(doing: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 pub async fn run(settings: ServeSettings) -> Result<ExitCode, ServeError> {
     raise_descriptors();
     let shown = Arc::new(Shown::default());
-    health::serve(settings.health, Arc::clone(&shown), Arc::new(Metrics::default()))
-        .await
-        .map_err(on("listen for probes"))?;
+    let metrics = Arc::new(Metrics::default());
+    health::serve(settings.health, Arc::clone(&shown), Arc::clone(&metrics)).await.map_err(on("listen for probes"))?;
     let door = Arc::new(Door::default());
     let (session, resumed) = mount(&settings)?;
     let running =
@@ -81,7 +80,7 @@ pub async fn run(settings: ServeSettings) -> Result<ExitCode, ServeError> {
         }
     };
     let mounted = settings.mount.clone();
-    let given = Given { settings, keeper, wishes, shown, account, claim_service, door, resumed };
+    let given = Given { settings, keeper, wishes, metrics, shown, account, claim_service, door, resumed };
     let ended = conductor::run(given).await;
     if let Some(mount) = mounted {
         // Development: the process that mounted also unmounts. In a pod the mount outlives this process.

@@ -18,7 +18,7 @@ pub struct CommandLine {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Pid 1 of the sidecar: keeps the descriptors of the application's mount, starts `serve` again when it dies
-    Supervise,
+    Supervise(SuperviseSettings),
     /// The member itself: captures, journals, ships, applies, fences itself
     Serve(Box<ServeSettings>),
     /// Waits until this pod's member is master and serves, then ends, so that the application starts
@@ -122,6 +122,17 @@ impl ServeSettings {
     pub fn member_object(&self) -> String {
         format!("{}-{}", self.pair, self.member.name())
     }
+}
+
+/// What the supervisor keeps alive.
+#[derive(Clone, Debug, Args)]
+pub struct SuperviseSettings {
+    /// The node plugin's socket
+    #[arg(long, env = "TANDEM_PLUGIN_SOCKET", default_value = "/control/plugin.sock")]
+    pub socket: PathBuf,
+    /// What to run as the daemon, in the words of this command line
+    #[arg(last = true, default_value = "serve")]
+    pub daemon: Vec<String>,
 }
 
 /// Whom the gate asks.

@@ -11,6 +11,7 @@
 //! ```
 
 use crate::handover::{self, Given, PluginSocket, receive, send};
+use crate::settings::SuperviseSettings;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use rustix::fs::MemfdFlags;
@@ -34,13 +35,9 @@ pub struct Supervision {
     pub arguments: Vec<String>,
 }
 
-impl Default for Supervision {
-    fn default() -> Self {
-        Self {
-            socket: PathBuf::from("/control/plugin.sock"),
-            program: PathBuf::from("/proc/self/exe"),
-            arguments: vec!["serve".to_owned()],
-        }
+impl From<SuperviseSettings> for Supervision {
+    fn from(settings: SuperviseSettings) -> Self {
+        Self { socket: settings.socket, program: PathBuf::from("/proc/self/exe"), arguments: settings.daemon }
     }
 }
 

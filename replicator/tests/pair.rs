@@ -1,241 +1,16 @@
-//! Two members as two processes of the real program on this machine: real mounts, journals, TLS, and a record in a folder.
-//! No Kubernetes. Needs root and /dev/fuse. Everything waits for conditions, with patience for a busy machine.
+//! What a pair promises, played by two real processes.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a test says what it expects by panicking
 
+mod harness;
+
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use harness::{Pair, append, judge};
 use serde_json::{Value, json};
-use tandem_protocol::Record;
-use tandem_protocol::identity::{MemberName, PairId};
-use tandem_replicator::record::file::FileKeeper;
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Pair {
-    folder: tempfile::TempDir,
-    number: u8,
-    a: Option<Child>,
-    b: Option<Child>,
-}
-
-impl Pair {
-    /// Makes folders, certificates and the founding record; starts nobody.
-    fn new(number: u8) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let root = folder.path();
-        fs::create_dir(root.join("record")).unwrap();
-        let authority_key = KeyPair::generate().unwrap();
-        let mut authority = CertificateParams::new(Vec::new()).unwrap();
-        authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        let certificate = authority.self_signed(&authority_key).unwrap();
-        let issuer = Issuer::new(authority, authority_key);
-        for member in ["a", "b"] {
-            for kind in ["volume", "mount", "tls", "run"] {
-                fs::create_dir_all(root.join(member).join(kind)).unwrap();
-            }
-            let key = KeyPair::generate().unwrap();
-            let mut leaf = CertificateParams::new(vec![format!("{member}.orders.shop.pair.tandem.dev")]).unwrap();
-            leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-            let signed = leaf.signed_by(&key, &issuer).unwrap();
-            let tls = root.join(member).join("tls");
-            fs::write(tls.join("ca.crt"), certificate.pem()).unwrap();
-            fs::write(tls.join("tls.crt"), signed.pem()).unwrap();
-            fs::write(tls.join("tls.key"), key.serialize_pem()).unwrap();
-        }
-        FileKeeper::found(&root.join("record"), Record::founded(PairId(u128::from(number) + 7), MemberName::A))
-            .unwrap();
-        let pair = Self { folder, number, a: None, b: None };
-        pair.wish("a", json!({}));
-        pair.wish("b", json!({}));
-        pair
-    }
-
-    /// Settings faster than the usual ones, and what is wished beside them.
-    fn wish(&self, member: &str, more: Value) {
-        let mut settings = serde_json::to_value(tandem_protocol::Settings {
-            interval: 300,
-            stable: 500,
-            active_minimum: 0,
-            restart_grace: 1_000,
-            hold: 5_000,
-            ..tandem_protocol::Settings::default()
-        })
-        .unwrap();
-        for (key, value) in more["settings"].as_object().cloned().unwrap_or_default() {
-            settings[key] = value;
-        }
-        let mut wishes = more;
-        wishes["settings"] = settings;
-        let path = self.folder.path().join(format!("record/wishes-{member}.json"));
-        fs::write(path.with_extension("new"), wishes.to_string()).unwrap();
-        fs::rename(path.with_extension("new"), path).unwrap();
-    }
-
-    fn address(&self, member: &str, port: u16) -> String {
-        format!("127.0.{}.{}:{port}", self.number, if member == "a" { 1 } else { 2 })
-    }
-
-    fn start(&mut self, member: &str) {
-        let home = self.folder.path().join(member);
-        let other = if member == "a" { "b" } else { "a" };
-        let log = fs::File::options().create(true).append(true).open(home.join("log")).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_replicator"))
-            .args(["serve", "--namespace", "shop", "--pair", "orders", "--member", member])
-            .args(["--pod", member, "--pod-uid", &format!("{member}-{:?}", Instant::now())])
-            .args(["--volume-uid", &format!("volume-{member}")])
-            .arg("--volume")
-            .arg(home.join("volume"))
-            .arg("--run")
-            .arg(home.join("run"))
-            .arg("--tls")
-            .arg(home.join("tls"))
-            .arg("--mount")
-            .arg(home.join("mount"))
-            .arg("--record-folder")
-            .arg(self.folder.path().join("record"))
-            .args(["--peer-host", &self.address(other, 7470)])
-            .args(["--listen", &self.address(member, 7470), "--health", &self.address(member, 7471)])
-            .env("RUST_LOG", "debug")
-            .stderr(Stdio::from(log))
-            .spawn()
-            .unwrap();
-        *self.child(member) = Some(child);
-    }
-
-    fn child(&mut self, member: &str) -> &mut Option<Child> {
-        if member == "a" { &mut self.a } else { &mut self.b }
-    }
-
-    /// Ends a member as a crash does, its mount included: the application's node is gone too.
-    fn kill(&mut self, member: &str) {
-        if let Some(mut child) = self.child(member).take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
-        self.unmount(member);
-    }
-
-    /// Ends a member in order, as SIGTERM does.
-    fn stop(&mut self, member: &str) {
-        if let Some(mut child) = self.child(member).take() {
-            Command::new("kill").arg(child.id().to_string()).status().unwrap();
-            wait("the member to end", || child.try_wait().unwrap().is_some());
-        }
-        self.unmount(member);
-    }
-
-    fn signal(&mut self, member: &str, signal: &str) {
-        let id = self.child(member).as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
-    }
-
-    fn unmount(&self, member: &str) {
-        Command::new("umount").args(["-l", "-f"]).arg(self.mount(member)).stderr(Stdio::null()).status().unwrap();
-    }
-
-    fn mount(&self, member: &str) -> PathBuf {
-        self.folder.path().join(member).join("mount")
-    }
-
-    fn volume(&self, member: &str) -> PathBuf {
-        self.folder.path().join(member).join("volume")
-    }
-
-    fn record(&self) -> Record {
-        let text = fs::read(self.folder.path().join("record/record.json")).unwrap();
-        let stored: Value = serde_json::from_slice(&text).unwrap();
-        serde_json::from_value(stored["record"].clone()).unwrap()
-    }
-
-    /// What a member shows of itself over HTTP.
-    fn shown(&self, member: &str) -> Value {
-        use std::io::Read;
-        let Ok(mut stream) = std::net::TcpStream::connect(self.address(member, 7471)) else { return Value::Null };
-        stream.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-        if write!(stream, "GET /member HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").is_err() {
-            return Value::Null;
-        }
-        let mut text = String::new();
-        if stream.read_to_string(&mut text).is_err() {
-            return Value::Null;
-        }
-        text.split_once("\r\n\r\n").and_then(|(_, body)| serde_json::from_str(body).ok()).unwrap_or(Value::Null)
-    }
-
-    fn wait_serving(&self, member: &str) {
-        self.wait(&format!("{member} to serve"), || self.shown(member)["serving"] == true);
-    }
-
-    fn wait_in_sync(&self, master: &str) {
-        let other = if master == "a" { "b" } else { "a" };
-        self.wait(&format!("{master} to lead a pair in sync"), || {
-            self.shown(master)["state"] == "PrimaryActive"
-                && self.shown(other)["state"] == "SecondaryActive"
-                && self.record().certified.is_both()
-        });
-    }
-
-    fn wait(&self, what: &str, holds: impl FnMut() -> bool) {
-        if !waited(holds) {
-            let mut told = format!("waited for {what}; record {:?}\n", self.record());
-            for member in ["a", "b"] {
-                let log = fs::read_to_string(self.folder.path().join(member).join("log")).unwrap_or_default();
-                let lines: Vec<&str> =
-                    log.lines().filter(|line| !line.contains("\"Report") && !line.contains("Heartbeat")).collect();
-                let tail = lines[lines.len().saturating_sub(60)..].join("\n");
-                told += &format!("---- {member}: {}\n{tail}\n", self.shown(member));
-            }
-            panic!("{told}");
-        }
-    }
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        self.kill("a");
-        self.kill("b");
-    }
-}
-
-fn wait(what: &str, holds: impl FnMut() -> bool) {
-    assert!(waited(holds), "waited for {what}");
-}
-
-fn waited(mut holds: impl FnMut() -> bool) -> bool {
-    let started = Instant::now();
-    while !holds() {
-        if started.elapsed() > PATIENCE {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    true
-}
-
-/// Appends numbered lines, each fsynced, until one fails; returns how many were acknowledged.
-fn append(file: &Path, from: u64, count: u64) -> u64 {
-    let mut file = fs::File::options().create(true).append(true).open(file).unwrap();
-    for number in from..from + count {
-        if file.write_all(format!("{number}\n").as_bytes()).is_err() || file.sync_data().is_err() {
-            return number;
-        }
-    }
-    from + count
-}
-
-/// Fails unless the file holds the numbers from 0 without a hole, at least `acknowledged` of them.
-fn judge(file: &Path, acknowledged: u64) {
-    let text = fs::read_to_string(file).unwrap();
-    let numbers: Vec<u64> = text.lines().filter_map(|line| line.parse().ok()).collect();
-    assert!(numbers.iter().copied().eq(0..numbers.len() as u64), "a hole or a double");
-    assert!(numbers.len() as u64 >= acknowledged, "{} of {acknowledged} acknowledged records are there", numbers.len());
-}
+use tandem_protocol::identity::MemberName;
 
 #[test]
 fn a_pair_is_founded_copied_and_taken_over() {
@@ -286,9 +61,20 @@ fn a_replicant_that_was_away_catches_up() {
     // The master goes on alone once the record says so.
     let acknowledged = append(&log, acknowledged, 100);
     assert_eq!(acknowledged, 120);
+    assert!(pair.metric("a", "tandem_sync_seconds_count").unwrap() >= 120.0);
+    assert!(pair.metric("a", "tandem_sync_seconds_sum").unwrap() > 0.0);
+    assert!(pair.metric("a", "tandem_acknowledged_operations_total").unwrap() >= 120.0);
+    assert!(pair.metric("a", "tandem_lag_bytes").unwrap() > 0.0);
+    assert_eq!(pair.metric("a", "tandem_epoch"), Some(1.0));
+    assert_eq!(pair.metric("a", "tandem_state{state=\"PrimaryAlone\"}"), Some(1.0));
     assert!(pair.record().certified.is_only(MemberName::A));
     pair.start("b");
     pair.wait_in_sync("a");
+    pair.wait("the metrics of both", || {
+        pair.metric("a", "tandem_lag_bytes") == Some(0.0)
+            && pair.metric("b", "tandem_position{rung=\"durable\"}")
+                == pair.metric("a", "tandem_position{rung=\"peer_durable\"}")
+    });
     pair.kill("a");
     pair.wait_serving("b");
     judge(&pair.mount("b").join("log"), acknowledged);

@@ -91,14 +91,15 @@ impl Conductor {
             shown.applied = facts.applied;
             shown.trimmed = facts.first.saturating_sub(1);
             shown.lag_bytes = lag;
-            if let Some(marks) = &marks {
+            if let Some(marks) = marks.as_ref().filter(|_| leads(self.state)) {
                 shown.durable = marks.durable;
                 shown.received = marks.peer_received;
                 shown.peer_durable = marks.peer_durable;
                 shown.committed = marks.acknowledged;
-            }
-            if let Some((_, shipper)) = &self.stages.shipper {
-                shown.shipped = shipper.shipped();
+                shown.shipped = self.stages.shipper.as_ref().map_or(shown.shipped, |(_, shipper)| shipper.shipped());
+            } else if let Some(journal) = &self.stages.journal {
+                (shown.durable, shown.committed) = (journal.durable(), journal.committed());
+                (shown.received, shown.peer_durable, shown.shipped, shown.lag_bytes) = (0, 0, 0, 0);
             }
             let moved = self.stages.copy.as_ref().map(super::copy::Copy::moved);
             shown.netcopying = moved.is_some();
