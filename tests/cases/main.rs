@@ -9,6 +9,7 @@ mod hp;
 mod ibm;
 mod outages;
 mod refusals;
+mod requests;
 mod sdb;
 mod tt;
 
@@ -75,8 +76,17 @@ fn main() -> ExitCode {
 }
 
 /// All scenarios, in the order in which they are played: the ground first, what takes longest last.
-const ALL: [&[Case]; 8] =
-    [ground::CASES, refusals::CASES, tt::CASES, sdb::CASES, ibm::CASES, hp::CASES, applications::CASES, outages::CASES];
+const ALL: [&[Case]; 9] = [
+    ground::CASES,
+    refusals::CASES,
+    requests::CASES,
+    tt::CASES,
+    sdb::CASES,
+    ibm::CASES,
+    hp::CASES,
+    applications::CASES,
+    outages::CASES,
+];
 
 /// The scenarios to play: all, or those that are named.
 fn chosen(words: &[String]) -> Vec<Case> {

@@ -85,7 +85,30 @@ fn dirty_replicant(stage: &Stage<'_>) -> Result<()> {
     pair.wait_active("a")?;
     ensure!(std::fs::read_to_string(&precious)? == "the only copy", "foreign files were touched");
     ensure!(pair.condition("InSync")?.0 != "True", "a foreign volume counts as a copy");
+    // The owner's word: the files are moved aside, never deleted, and the member joins.
+    pair.annotate("discard", "t1")?;
+    pair.wait_request("discard", "t1", "Completed")?;
+    pair.wait_in_sync("a")?;
+    ensure!(!precious.exists(), "foreign files are still in the application's sight");
+    let aside = n2.path(&format!("/mnt/{volume}/.tandem/aside"))?;
+    ensure!(holds(&aside, "precious", "the only copy")?, "the foreign files are not in {}", aside.display());
     Ok(())
+}
+
+/// Whether a file of this name and content lies somewhere below.
+fn holds(folder: &std::path::Path, name: &str, content: &str) -> Result<bool> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let found = if entry.file_type()?.is_dir() {
+            holds(&entry.path(), name, content)?
+        } else {
+            entry.file_name() == name && std::fs::read_to_string(entry.path()).is_ok_and(|text| text == content)
+        };
+        if found {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn not_electable(stage: &Stage<'_>) -> Result<()> {

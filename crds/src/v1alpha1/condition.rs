@@ -25,7 +25,7 @@ pub enum ConditionType {
     Diverged,
     /// A human must do something; the reason names what.
     ManualActionRequired,
-    /// Requests that hold writes are in force.
+    /// On hold: no member takes over or moves leadership by itself.
     Paused,
 }
 

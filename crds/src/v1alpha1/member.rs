@@ -89,7 +89,7 @@ pub struct Order {
     /// The user's token.
     #[schemars(length(min = 1, max = 128))]
     pub token: String,
-    /// `Resync`: copy everything that differs from the active member again. `Discard`: move foreign files aside, then copy. `Hold`: hold writes until the order is withdrawn.
+    /// `Resync`: copy everything that differs from the active member again. `Discard`: move foreign files aside, then copy. `Hold`: claim nothing and move nothing by itself until the order is withdrawn.
     pub verb: OrderVerb,
 }
 

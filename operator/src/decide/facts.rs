@@ -41,7 +41,7 @@ pub fn facts(situation: &Situation<'_>, account: &Account) -> Vec<Fact> {
             ConditionType::Paused,
             true,
             "HoldRequested",
-            "writes wait until the annotation tandem.dev/hold is removed",
+            "no member takes over by itself until the annotation tandem.dev/hold is removed",
         )
     } else {
         fact(ConditionType::Paused, false, "NotAsked", "")

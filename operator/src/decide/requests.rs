@@ -35,7 +35,7 @@ pub fn judge(situation: &Situation<'_>) -> Vec<HandledRequest> {
             if stands(&request) {
                 follow(situation, &mut request);
             } else if request.verb == "hold" {
-                settle(situation, &mut request, RequestResult::Completed, "Withdrawn", "writes go on");
+                settle(situation, &mut request, RequestResult::Completed, "Withdrawn", "members decide again");
             } else {
                 settle(situation, &mut request, RequestResult::Refused, "Withdrawn", "its annotation was taken away");
             }
@@ -98,6 +98,10 @@ fn begin(situation: &Situation<'_>, asked: &Asked, others: &[HandledRequest]) ->
         return refuse(request, "UnknownVerb", message);
     }
     let busy = |other: &&HandledRequest| under_way(other) && moves_leadership(&other.verb);
+    let on_hold = |other: &HandledRequest| other.verb == "hold" && other.result == RequestResult::Accepted;
+    if moves_leadership(verb) && others.iter().any(on_hold) {
+        return refuse(request, "OnHold", "the pair is on hold: remove the annotation tandem.dev/hold first".into());
+    }
     if let Some(other) = others.iter().find(busy).filter(|_| moves_leadership(verb)) {
         let message = format!("{}={} is still under way", other.verb, other.token);
         return refuse(request, "Busy", message);
@@ -155,8 +159,8 @@ fn last_leader(situation: &Situation<'_>) -> Option<MemberName> {
 fn follow(situation: &Situation<'_>, request: &mut HandledRequest) {
     let Some(to) = request.to else { return };
     if request.verb == "hold" {
-        let taken = outcome(situation, to, &request.token);
-        request.reason = if taken.is_some() { "Holding" } else { "UnderWay" }.into();
+        let taken = MemberName::BOTH.iter().any(|member| outcome(situation, *member, &request.token).is_some());
+        request.reason = if taken { "Holding" } else { "UnderWay" }.into();
         return;
     }
     if !moves_leadership(&request.verb) {
@@ -221,8 +225,7 @@ pub fn orders(situation: &Situation<'_>, member: MemberName, requests: &[Handled
             let verb = match request.verb.as_str() {
                 "resync" => OrderVerb::Resync,
                 "discard" => OrderVerb::Discard,
-                // Whoever leads holds, also after a change.
-                "hold" if situation.active() == Some(member) => OrderVerb::Hold,
+                "hold" => OrderVerb::Hold,
                 _ => return None,
             };
             (verb == OrderVerb::Hold || request.to == Some(member))

@@ -285,13 +285,20 @@ fn orders_go_to_whom_they_concern_until_answered() {
 }
 
 #[test]
-fn writes_are_held_for_as_long_as_the_annotation_stands() {
+fn a_pair_is_on_hold_for_as_long_as_the_annotation_stands() {
     let wanted = asking("hold", "t1", json!({}));
     let mut seen = whole(MemberName::A);
     let plan = decide(&wanted, &seen, now());
-    assert_eq!(plan.members.as_ref().unwrap().a.orders[0].verb, OrderVerb::Hold);
+    for (_, settings) in plan.members.as_ref().unwrap().each() {
+        assert_eq!(settings.orders[0].verb, OrderVerb::Hold);
+    }
     assert_eq!(fact(&plan, ConditionType::Paused).0, Holds::True);
     remember(&mut seen, &plan);
+
+    let mut moving = wanted.clone();
+    moving.requests.push(Asked { verb: "switchover".into(), token: "t2".into() });
+    assert_eq!(decide(&moving, &seen, now()).account.requests[1].reason, "OnHold");
+
     let plan = decide(&pair(json!({})), &seen, now());
     assert!(plan.members.as_ref().unwrap().a.orders.is_empty());
     assert_eq!(fact(&plan, ConditionType::Paused).0, Holds::False);

@@ -194,6 +194,8 @@ impl Conductor {
                 Ok(copied) => Note::CopyTaken { session, generation, copied: Box::new(copied) },
                 Err(error) => {
                     tracing::warn!(%error, "the copy broke off");
+                    // What the source still sends belongs to this copy: on the same connection the next one would trip over it.
+                    link.close(session, "the copy broke off");
                     Note::Event(Event::NetcopyFailed)
                 }
             };
