@@ -233,7 +233,7 @@ fn settings(
         failover_mode: spec.failover.mode,
         stall_timeout_seconds: spec.bootstrap.stall_timeout_seconds,
         nomination: nomination.filter(|wish| wish.to == member).cloned(),
-        orders: requests::orders(situation, member, requests),
+        orders: requests::orders(member, requests),
     }
 }
 

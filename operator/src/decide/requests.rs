@@ -218,7 +218,7 @@ pub fn nomination(requests: &[HandledRequest]) -> Option<Nomination> {
 }
 
 /// What a member is told to do.
-pub fn orders(situation: &Situation<'_>, member: MemberName, requests: &[HandledRequest]) -> Vec<Order> {
+pub fn orders(member: MemberName, requests: &[HandledRequest]) -> Vec<Order> {
     let wanted = requests.iter().filter(|request| request.result == RequestResult::Accepted);
     wanted
         .filter_map(|request| {
