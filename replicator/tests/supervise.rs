@@ -73,12 +73,19 @@ struct Application {
 
 impl Application {
     fn start(file: &Path) -> Self {
-        let script = "import os, sys
+        let script = "import os, sys, time
 f = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
 n = 0
 while True:
-    os.write(f, b'%d\\n' % n)
-    os.fsync(f)
+    try:
+        step = 'write'
+        os.write(f, b'%d\\n' % n)
+        step = 'fsync'
+        os.fsync(f)
+    except OSError as error:
+        now = time.time()
+        print(step, n, error, time.strftime('%H:%M:%S', time.gmtime(now)), now % 1, file=sys.stderr, flush=True)
+        os._exit(1)
     n += 1
     print(n, flush=True)
 ";
@@ -103,7 +110,8 @@ while True:
     fn goes_on(&mut self, pair: &Pair, more: u64) -> Duration {
         let (before, started) = (self.acknowledged(), Instant::now());
         pair.wait("the application to go on", || {
-            assert_eq!(self.process.try_wait().unwrap(), None, "the application was told of an error");
+            let ended = self.process.try_wait().unwrap();
+            assert_eq!(ended, None, "the application was told of an error; {}", pair.story());
             self.acknowledged() >= before + more
         });
         started.elapsed()

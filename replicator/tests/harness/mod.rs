@@ -229,16 +229,21 @@ impl Pair {
 
     pub(crate) fn wait(&self, what: &str, holds: impl FnMut() -> bool) {
         if !waited(holds) {
-            let mut told = format!("waited for {what}; record {:?}\n", self.record());
-            for member in ["a", "b"] {
-                let log = fs::read_to_string(self.folder.path().join(member).join("log")).unwrap_or_default();
-                let lines: Vec<&str> =
-                    log.lines().filter(|line| !line.contains("\"Report") && !line.contains("Heartbeat")).collect();
-                let tail = lines[lines.len().saturating_sub(60)..].join("\n");
-                told += &format!("---- {member}: {}\n{tail}\n", self.shown(member));
-            }
-            panic!("{told}");
+            panic!("waited for {what}; {}", self.story());
         }
+    }
+
+    /// What happened, for people.
+    pub(crate) fn story(&self) -> String {
+        let mut told = format!("record {:?}\n", self.record());
+        for member in ["a", "b"] {
+            let log = fs::read_to_string(self.folder.path().join(member).join("log")).unwrap_or_default();
+            let lines: Vec<&str> =
+                log.lines().filter(|line| !line.contains("\"Report") && !line.contains("Heartbeat")).collect();
+            let tail = lines[lines.len().saturating_sub(60)..].join("\n");
+            told += &format!("---- {member}: {}\n{tail}\n", self.shown(member));
+        }
+        told
     }
 }
 
