@@ -231,14 +231,12 @@ fn a_gate_that_holds_or_refuses() {
     mounted.end();
 }
 
-/// Runs a program in a mount until it waits for something, as its process state says.
+/// Runs a program that says when it is about to wait for something, and gives it time to begin.
 fn waiting(program: &mut Command) -> Child {
-    let child = program.spawn().unwrap();
-    let stat = format!("/proc/{}/stat", child.id());
-    let blocked = || fs::read_to_string(&stat).unwrap().rsplit(')').next().unwrap().trim().starts_with(['D', 'S']);
-    // Starting takes time, and a program that starts waits now and then for its own files.
-    std::thread::sleep(Duration::from_millis(700));
-    assert!(blocked());
+    let mut child = program.stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = [0];
+    child.stdout.as_mut().unwrap().read_exact(&mut said).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
     child
 }
 
@@ -266,9 +264,9 @@ fn a_killed_process_dies_although_writes_are_held() {
         command
     };
     mounted.commit.set_rule(AckRule::Nothing);
-    let mut syncing = waiting(&mut python("sync", "os.write(f, b'two')\nos.fsync(f)"));
+    let mut syncing = waiting(&mut python("sync", "os.write(f, b'two')\nos.write(1, b'!')\nos.fsync(f)"));
     mounted.capture.hold();
-    let mut writing = waiting(&mut python("write", "os.write(f, b'two')"));
+    let mut writing = waiting(&mut python("write", "os.write(1, b'!')\nos.write(f, b'two')"));
     for child in [&mut syncing, &mut writing] {
         child.kill().unwrap();
         assert!(ends_within(child, Duration::from_secs(20)).is_some(), "it cannot die");
@@ -286,7 +284,7 @@ fn a_signal_during_a_short_hold_disturbs_no_sync() {
     let mounted = Mounted::new();
     let root = mounted.path();
     mounted.commit.set_rule(AckRule::Nothing);
-    let script = "$SIG{ALRM} = sub { print STDERR 'rang' }; open F, '>>', 'f'; syswrite F, 'x'; alarm 1; F->sync or die qq(sync: $!)";
+    let script = "$| = 1; $SIG{ALRM} = sub { print STDERR 'rang' }; open F, '>>', 'f'; syswrite F, 'x'; print '!'; alarm 1; F->sync or die qq(sync: $!)";
     let mut program = Command::new("perl");
     let mut child = waiting(program.args(["-MIO::Handle", "-e", script]).current_dir(&root).stderr(Stdio::piped()));
     assert!(ends_within(&mut child, Duration::from_secs(2)).is_none());
