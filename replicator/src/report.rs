@@ -198,11 +198,9 @@ fn report_of(now: &Snapshot, account: &Account, pod_uid: &str) -> words::MemberR
         state,
         serving_epoch: now.serving.then_some(signed(now.epoch)),
         position: Some(position_report(&account.position)),
-        peer_position: None,
         exposure: leads.then(|| words::Exposure {
             bytes: signed(now.lag_bytes),
             operations: signed(account.position.seq.saturating_sub(now.peer_durable)),
-            seconds: None,
         }),
         netcopy: now.netcopy.clone(),
         data_id: account.data_id.clone(),
@@ -213,7 +211,6 @@ fn report_of(now: &Snapshot, account: &Account, pod_uid: &str) -> words::MemberR
         message: (!now.message.is_empty()).then(|| now.message.clone()),
         handled_orders: now.handled_orders.clone(),
         handled_nomination: now.handled_nomination.clone(),
-        conditions: Vec::new(),
         reported_at: None,
     }
 }

@@ -275,7 +275,7 @@ impl Cluster {
     }
 
     fn pause_image(&self) -> Result<()> {
-        let program = built("workload", "tandem-tests")?;
+        let program = built("workload")?;
         let mut image = Image::new(PAUSE, &["/workload", "pause"])?;
         image.file(&program, "/workload")?;
         image.write(&self.folder.join("images/pause.tar"))
@@ -415,17 +415,11 @@ pub fn repository() -> PathBuf {
 }
 
 /// A program of the workspace, built when its sources are newer.
-pub fn built(program: &str, package: &str) -> Result<PathBuf> {
+pub fn built(program: &str) -> Result<PathBuf> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(repository()).args([
-        "build",
-        "--quiet",
-        "--package",
-        package,
-        "--bin",
-        program,
-        "--message-format=json",
-    ]);
+    // The whole workspace, always: another choice of packages is another choice of their dependencies' features, and
+    // would compile all of those again.
+    command.current_dir(repository()).args(["build", "--quiet", "--workspace", "--bins", "--message-format=json"]);
     let printed = shell::run(&mut command)?;
     let messages = printed.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let found = messages

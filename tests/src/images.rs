@@ -10,22 +10,19 @@ use std::path::{Path, PathBuf};
 
 pub const WORKLOAD: &str = "localhost/tandem-workload:test";
 
-/// An image: its short name, the program inside, the package that builds it.
-const PRODUCT: [(&str, &str, &str); 3] = [
-    ("operator", "tandem-operator", "tandem-operator"),
-    ("replicator", "replicator", "tandem-replicator"),
-    ("node", "tandem-node", "tandem-node"),
-];
+/// An image: its short name, and the program inside.
+const PRODUCT: [(&str, &str); 3] =
+    [("operator", "tandem-operator"), ("replicator", "replicator"), ("node", "tandem-node")];
 
 /// Loads the product's images on every node; its programs come from a folder, or are built.
 pub fn load_product(cluster: &Cluster, from: Option<&Path>, only: &[String]) -> Result<()> {
-    for (name, program, package) in PRODUCT {
+    for (name, program) in PRODUCT {
         if !only.is_empty() && !only.iter().any(|wanted| wanted == name) {
             continue;
         }
         let file = match from {
             Some(folder) => folder.join(program),
-            None => built(program, package)?,
+            None => built(program)?,
         };
         let entry = format!("/{program}");
         let mut image = Image::new(&format!("localhost/tandem-{name}:test"), &[&entry])?;
@@ -43,7 +40,7 @@ pub fn install(cluster: &Cluster) -> Result<()> {
     let chart = crate::cluster::repository().join("charts/tandem").display().to_string();
     let mut command = cluster.helm_command();
     command.args(["upgrade", "--install", "tandem", &chart, "--namespace", "tandem-system", "--create-namespace"]);
-    for (name, _, _) in PRODUCT {
+    for (name, _) in PRODUCT {
         let image = format!("{name}.image");
         command.args([
             "--set",
@@ -70,7 +67,7 @@ pub fn install(cluster: &Cluster) -> Result<()> {
 /// Loads the image with the applications: the test program, a shell, SQLite and PostgreSQL.
 pub fn load_workload(cluster: &Cluster) -> Result<()> {
     let mut image = Image::new(WORKLOAD, &["/workload"])?;
-    image.file(&built("workload", "tandem-tests")?, "/workload")?;
+    image.file(&built("workload")?, "/workload")?;
     let shell_program = ["/bin/busybox", "/usr/bin/busybox"]
         .iter()
         .find(|path| Path::new(path).exists())

@@ -1,7 +1,7 @@
 //! `ReplicationMember`: what one replicator is told, and what it reports. The operator writes `spec`, that member's replicator writes `status`; nobody else
 //! writes either, so no message needs an answer and both may restart at any point.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -136,9 +136,6 @@ pub struct MemberReport {
     /// End of its journal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<PositionReport>,
-    /// Last position that the peer acknowledged or reported.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peer_position: Option<PositionReport>,
     /// What only this member holds of acknowledged or unacknowledged operations; by the leading member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exposure: Option<Exposure>,
@@ -176,11 +173,6 @@ pub struct MemberReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 192))]
     pub handled_nomination: Option<String>,
-    /// Facts with reasons.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
-    pub conditions: Vec<Condition>,
     /// When this was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported_at: Option<Time>,
@@ -228,10 +220,6 @@ pub struct Exposure {
     /// Operations that only the active member holds.
     #[schemars(range(min = 0))]
     pub operations: i64,
-    /// Age of the oldest of them, in seconds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0))]
-    pub seconds: Option<i64>,
 }
 
 /// A copy of everything, or of everything that differs, to the replicant.

@@ -211,7 +211,17 @@ fn manual_action(situation: &Situation<'_>) -> Fact {
 
 /// Reasons of quarantine are words of ours already; a word from a newer replicator is shown as what it is in the message.
 fn word(said: Option<&str>) -> &'static str {
-    const KNOWN: [&str; 6] = ["ForeignData", "OtherPair", "Corrupt", "RolledBack", "Diverged", "RecordMissing"];
+    const KNOWN: [&str; 9] = [
+        "ForeignData",
+        "OtherPair",
+        "OtherMember",
+        "Corrupt",
+        "RolledBack",
+        "RecordRolledBack",
+        "Diverged",
+        "NeedsSpace",
+        "RecordMissing",
+    ];
     KNOWN.into_iter().find(|known| Some(*known) == said).unwrap_or("Quarantined")
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tandem_tests::cluster::trouble::Keeps;
-use tandem_tests::cluster::{Cluster, repository};
+use tandem_tests::cluster::{Cluster, built};
 use tandem_tests::pair::{Pair, Wishes, postgresql};
 
 const NAMESPACE: &str = "demo";
@@ -47,16 +47,8 @@ impl Story {
 
 fn play() -> Result<bool> {
     let mut story = Story { began: Instant::now(), lines: Vec::new() };
-    let by_hand = std::env::current_exe().context("find this program")?.with_file_name("cluster");
-    step(Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())).current_dir(repository()).args([
-        "build",
-        "--quiet",
-        "--package",
-        "tandem-tests",
-        "--bin",
-        "cluster",
-    ]))?;
     println!("Programs are built and a cluster started; the first time this takes about a quarter of an hour.");
+    let by_hand = built("cluster")?;
     step(Command::new(&by_hand).arg("up"))?;
     story.tell("a Kubernetes of two nodes runs");
     step(Command::new(&by_hand).arg("install"))?;

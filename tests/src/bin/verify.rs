@@ -6,7 +6,7 @@ use clap::Parser;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
-use tandem_tests::cluster::{Cluster, components, repository};
+use tandem_tests::cluster::{Cluster, built, components, repository};
 
 #[derive(Parser)]
 #[command(about = "Every check of the project")]
@@ -65,11 +65,15 @@ fn main() -> ExitCode {
     tally.step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]));
     tally.step("packages", || components::packages().context("install what the tests need"));
     tally.step("unit tests", || {
-        cargo(&["test", "--workspace", "--quiet", "--lib", "--bins", "--test", "*", "--exclude", "tandem-tests"])?;
-        cargo(&["test", "--package", "tandem-tests", "--quiet", "--lib", "--test", "house_rules"])
+        let mut words =
+            vec!["test".to_string(), "--workspace".into(), "--quiet".into(), "--lib".into(), "--bins".into()];
+        for test in integration_tests()? {
+            words.extend(["--test".to_string(), test]);
+        }
+        cargo(&words.iter().map(String::as_str).collect::<Vec<_>>())
     });
     tally.step("kinds as YAML are current", || {
-        cargo(&["run", "--quiet", "--package", "tandem-crds", "--bin", "crdgen", "--", "--check"])
+        run(Command::new(built("crdgen")?).current_dir(repository()).arg("--check"))
     });
     tally.step("dependencies", dependencies);
     if !arguments.skip_cluster {
@@ -100,6 +104,24 @@ fn end_when_interrupted(cluster: Cluster) {
             std::process::exit(130);
         }
     });
+}
+
+/// The names of all integration tests but the scenarios, which need a cluster. Named one by one so that one selection of
+/// packages serves every step: another one would compile all dependencies again.
+fn integration_tests() -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for package in ["crds", "operator", "replicator", "replicator/node", "replicator/protocol", "."] {
+        let folder = repository().join(package).join("tests");
+        if !folder.is_dir() {
+            continue;
+        }
+        for entry in std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))? {
+            let name = entry.context("list integration tests")?.file_name().to_string_lossy().into_owned();
+            found.extend(name.strip_suffix(".rs").map(String::from));
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
@@ -173,14 +195,12 @@ fn chart() -> Result<()> {
 
 /// Starts the cluster, installs the product as a user would, plays the scenarios, removes the cluster.
 fn scenarios(arguments: &Arguments) -> Result<()> {
-    let exe = std::env::current_exe().context("find this program")?;
-    let by_hand = exe.with_file_name("cluster");
-    cargo(&["build", "--quiet", "--package", "tandem-tests", "--bin", "cluster"])?;
+    let by_hand = built("cluster")?;
     let cluster = |words: &[&str]| run(Command::new(&by_hand).args(words));
     cluster(&["up"])?;
     let mut result = cluster(&["install"]);
     if result.is_ok() {
-        let mut words = vec!["test", "--quiet", "--package", "tandem-tests", "--test", "cases", "--"];
+        let mut words = vec!["test", "--quiet", "--workspace", "--test", "cases", "--"];
         words.extend(arguments.only.iter().map(String::as_str).filter(|word| *word != "scenarios"));
         result = cargo(&words);
     }
