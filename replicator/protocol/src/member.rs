@@ -318,12 +318,25 @@ impl Member {
         Self { mutation, ..Self::new(name, settings) }
     }
 
-    /// For the model: makes states equal that differ only in when something happened.
+    /// From here on this member leaves another rule out, or none. For the model only.
+    #[cfg(feature = "mutations")]
+    pub fn leave_out(&mut self, mutation: Option<Mutation>) {
+        self.mutation = mutation;
+    }
+
+    /// For the model: makes states equal that differ only in when something happened, or in what is told about it.
     #[cfg(feature = "mutations")]
     pub fn forget_times(&mut self) {
         let heard = self.times.master_heard.map(|_| 0);
         let entitled = self.times.entitled.map(|_| 0);
-        self.times = Times { gone: self.times.gone, master_heard: heard, entitled, ..Times::default() };
+        // 0 means that no heartbeat was sent on this connection: that one is due at once.
+        let beat = self.times.beat.min(1);
+        // A claim that got no answer is not made again before time passes: until then this member may be met.
+        let claim_not_before = self.times.claim_not_before.min(1);
+        let gone = self.times.gone;
+        self.times = Times { gone, master_heard: heard, entitled, beat, claim_not_before, ..Times::default() };
+        self.reason = None;
+        self.api.unreachable = false;
         self.api.asked_at = 0;
         self.api.retry_at = 0;
         if let Some(link) = &mut self.link {

@@ -17,6 +17,9 @@ struct Arguments {
     /// Leaves out what needs a cluster. For a quick look; never in CI.
     #[arg(long)]
     skip_cluster: bool,
+    /// Also the model's large runs: hours rather than minutes.
+    #[arg(long)]
+    deep: bool,
     /// Leaves the cluster up afterwards.
     #[arg(long)]
     keep: bool,
@@ -71,6 +74,13 @@ fn main() -> ExitCode {
             words.extend(["--test".to_string(), test]);
         }
         cargo(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    });
+    tally.step("model of the protocol", || {
+        let deep: &[&str] = if arguments.deep { &["--deep"] } else { &[] };
+        // It is a long calculation, but no image: optimised, and linked without waiting for the whole program.
+        let quick = ["--config", "profile.release.lto='off'"];
+        let model = ["run", "--quiet", "--release", "--package", "tandem-protocol", "--features", "mutations"];
+        cargo(&[&model[..], &quick, &["--example", "model", "--"], deep].concat())
     });
     tally.step("kinds as YAML are current", || {
         run(Command::new(built("crdgen")?).current_dir(repository()).arg("--check"))

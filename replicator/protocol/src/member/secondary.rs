@@ -153,6 +153,10 @@ impl Member {
         {
             meeting = Meeting::Follow(led);
         }
+        // A hello alone would stop the old master too: the rule is left out on both sides.
+        if meeting == Meeting::Deposed && self.naive(Mutation::AcceptOldEpoch) {
+            meeting = Meeting::Await;
+        }
         match meeting {
             Meeting::Follow(generation) => {
                 self.reason = None;
@@ -476,7 +480,7 @@ impl Member {
         self.journal.applied = end.seq;
         self.durable = end;
         let served = Served { pod: self.pod.clone(), epoch: 0 };
-        let alone = self.settings.protection != Protection::MaxProtection;
+        let alone = self.settings.protection != Protection::MaxProtection && !self.naive(Mutation::KeepEpoch);
         self.amend(out, |identity| {
             let generation = identity.promised;
             identity.leading = true;

@@ -190,7 +190,8 @@ impl Member {
         self.state = State::Starting;
     }
 
-    pub(super) fn is_claiming(&self) -> bool {
+    /// A claim is under way.
+    pub fn is_claiming(&self) -> bool {
         match &self.state {
             State::Secondary { claim: Some(Claim::Reading | Claim::Writing) } => true,
             State::Secondary { claim: None }

@@ -1,0 +1,270 @@
+//! The runs: which trouble may happen, how often, and with which settings; and the rules that are left out one by one, with
+//! what each omission must break.
+
+use tandem_protocol::Settings;
+use tandem_protocol::member::{AckPolicy, Mutation, Protection};
+
+/// A fault of the world rather than of a member: something the design relies on around it is left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    /// N7: the marker and the lead are two objects, each with its own version.
+    TwoObjects,
+    /// The stage that receives acknowledges from memory although the member said it must not.
+    ReceiptsAnyway,
+    /// N18: a process that should be gone can still write to a volume, though to one that nobody will read.
+    Zombie,
+}
+
+/// One bounded world.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    /// By which the table names it.
+    pub(crate) name: &'static str,
+    /// In a few words.
+    pub(crate) about: &'static str,
+    pub(crate) settings: Settings,
+    pub(crate) mutation: Option<Mutation>,
+    pub(crate) flaw: Option<Flaw>,
+    /// Bounds: operations written, epochs begun, writes of the record; and how often each trouble may happen.
+    pub(crate) writes: u8,
+    pub(crate) epochs: u64,
+    pub(crate) record_writes: u64,
+    pub(crate) crashes: u8,
+    pub(crate) lost: u8,
+    pub(crate) cuts: u8,
+    pub(crate) nominations: u8,
+    pub(crate) stops: u8,
+    pub(crate) disasters: u8,
+    pub(crate) forces: u8,
+    /// Async: operations that one failover may lose.
+    pub(crate) lag: Option<u64>,
+    pub(crate) lose_volume: bool,
+    pub(crate) snapshots: bool,
+    /// A volume may be set back in place; only after the record has noted its position (`true`), or at any time.
+    pub(crate) roll_back: Option<bool>,
+    pub(crate) zombie: bool,
+    /// The watch shows the record to whoever does not ask.
+    pub(crate) watch: bool,
+    /// Processes also die between two effects of one step.
+    pub(crate) torn: bool,
+    pub(crate) heartbeats: bool,
+    /// The answer to a reading may be old when it arrives.
+    pub(crate) stale_reads: bool,
+    /// From the very first start, instead of from a pair that is complete.
+    pub(crate) cold: bool,
+    /// Also: from every state the pair comes to rest when the trouble ends.
+    pub(crate) rest: bool,
+    /// What has to be met in it.
+    pub(crate) failback: bool,
+    pub(crate) tail: bool,
+    /// Takes longer than a check on every change may.
+    pub(crate) deep: bool,
+}
+
+impl Run {
+    /// As the table shows them.
+    pub(crate) fn bounds(&self) -> String {
+        let Self { writes, epochs, record_writes, crashes, lost, cuts, .. } = self;
+        format!("o{writes} e{epochs} r{record_writes} c{crashes} q{lost} l{cuts}")
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        interval: 1_000,
+        release: 100,
+        hold: u64::MAX,
+        active_minimum: 0,
+        stable: 0,
+        join_within: 4,
+        note_positions: u64::MAX,
+        ..Settings::default()
+    }
+}
+
+fn base(name: &'static str, about: &'static str) -> Run {
+    Run {
+        name,
+        about,
+        settings: settings(),
+        mutation: None,
+        flaw: None,
+        writes: 2,
+        epochs: 2,
+        record_writes: 6,
+        crashes: 1,
+        lost: 1,
+        cuts: 1,
+        nominations: 0,
+        stops: 0,
+        disasters: 0,
+        forces: 0,
+        lag: None,
+        lose_volume: false,
+        snapshots: false,
+        roll_back: None,
+        zombie: false,
+        watch: false,
+        torn: false,
+        heartbeats: false,
+        stale_reads: false,
+        cold: false,
+        rest: false,
+        failback: false,
+        tail: false,
+        deep: false,
+    }
+}
+
+fn received() -> Settings {
+    Settings { ack_policy: AckPolicy::Received, ..settings() }
+}
+
+fn protected() -> Settings {
+    Settings { protection: Protection::MaxProtection, ..settings() }
+}
+
+fn lagging() -> Settings {
+    Settings { protection: Protection::Async, ..settings() }
+}
+
+/// Every run in which everything must hold.
+pub(crate) fn runs() -> Vec<Run> {
+    vec![
+        Run { lost: 0, cuts: 0, writes: 1, ..base("S1", "durable, max availability: crashes") },
+        Run { crashes: 0, writes: 1, ..base("S2", "the same: the connection, answers of the API late or lost") },
+        Run {
+            settings: protected(),
+            lost: 0,
+            cuts: 0,
+            writes: 1,
+            ..base("S5", "max protection: two copies of every acknowledgement")
+        },
+        Run { settings: received(), lost: 0, cuts: 0, writes: 1, ..base("S6", "received, with the dirty rule") },
+        Run {
+            settings: lagging(),
+            lag: Some(1),
+            lost: 0,
+            crashes: 0,
+            record_writes: 5,
+            ..base("S11", "async: at most one operation per failover")
+        },
+        Run { rest: true, lost: 0, cuts: 0, writes: 1, record_writes: 4, ..base("G1", "durable: no dead end") },
+        Run {
+            settings: received(),
+            rest: true,
+            lost: 0,
+            cuts: 0,
+            writes: 1,
+            record_writes: 4,
+            ..base("G4", "received: no dead end")
+        },
+    ]
+}
+
+/// A rule that is left out, and what that must break.
+pub(crate) struct Naive {
+    pub(crate) run: Run,
+    /// How the broken sentence begins.
+    pub(crate) breaks: &'static str,
+    pub(crate) about: &'static str,
+}
+
+/// Every rule that is left out.
+pub(crate) fn naive() -> Vec<Naive> {
+    let naive = |run: Run, breaks, about| Naive { run, breaks, about };
+    // Only the trouble that the story needs: it is found sooner, and reads better.
+    let quiet = |name| Run { writes: 1, crashes: 0, lost: 0, cuts: 1, ..base(name, "") };
+    let without = |name, mutation| Run { mutation: Some(mutation), ..quiet(name) };
+    let crashing = |name, mutation| Run { crashes: 1, cuts: 0, ..without(name, mutation) };
+    let flawed = |name, flaw| Run { flaw: Some(flaw), ..quiet(name) };
+    vec![
+        naive(without("N1", Mutation::ClaimWithoutMarker), "I2", "a claim on silence alone, whatever the marker says"),
+        naive(without("N2", Mutation::AloneBeforeRecord), "I2", "acknowledges alone before that is recorded"),
+        naive(
+            Run { lost: 1, epochs: 1, ..without("N3", Mutation::RecordBeforeRule) },
+            "I2",
+            "the peer is published before it is required",
+        ),
+        naive(
+            Run { lost: 1, cuts: 2, epochs: 1, ..without("N4", Mutation::TrustRead) },
+            "I2",
+            "a read settles a write without answer",
+        ),
+        naive(
+            Run { lost: 1, cuts: 2, epochs: 1, ..without("N5", Mutation::IdenticalWrite) },
+            "I2",
+            "a write that changes nothing leaves the version, and a late one still fits",
+        ),
+        naive(
+            Run { lost: 1, cuts: 2, epochs: 1, ..without("N6", Mutation::UnconditionalWrite) },
+            "I2",
+            "writes name no version: the last one wins",
+        ),
+        naive(flawed("N7", Flaw::TwoObjects), "I2", "marker and lead in two objects"),
+        naive(
+            Run { writes: 2, ..crashing("N8", Mutation::KeepEpoch) },
+            "I1",
+            "a restarted master goes on in its epoch",
+        ),
+        naive(
+            Run { lost: 1, record_writes: 3, ..crashing("N9", Mutation::AcceptOldEpoch) },
+            "I4",
+            "operations of an epoch that is over are accepted",
+        ),
+        naive(
+            Run { disasters: 1, lose_volume: true, ..crashing("N10", Mutation::IdentityByName) },
+            "I2",
+            "identity is the name: an empty volume counts as the certified one",
+        ),
+        naive(
+            Run { disasters: 1, snapshots: true, ..crashing("N11", Mutation::IdentityByName) },
+            "I2",
+            "identity is the name: a restored snapshot counts as the certified volume",
+        ),
+        naive(
+            Run { settings: received(), ..crashing("N12", Mutation::IgnoreDirty) },
+            "I2",
+            "what was acknowledged from memory and lost does not matter",
+        ),
+        naive(
+            Run { settings: received(), crashes: 1, cuts: 0, ..flawed("N12b", Flaw::ReceiptsAnyway) },
+            "I2",
+            "acknowledgements from memory go on although a claim has begun",
+        ),
+        naive(
+            Run { settings: lagging(), lag: Some(1), ..without("N13", Mutation::DiscardTail) },
+            "I6",
+            "a diverged tail is cut without being saved",
+        ),
+        naive(
+            Run { forces: 1, epochs: 3, ..without("N13b", Mutation::DiscardTail) },
+            "I6",
+            "the same after a human's force, in synchronous mode",
+        ),
+        naive(
+            Run {
+                settings: noting(),
+                disasters: 1,
+                roll_back: Some(true),
+                ..crashing("N16", Mutation::IgnorePositions)
+            },
+            "I2",
+            "a volume that was set back is not noticed from the noted positions",
+        ),
+        naive(
+            Run { zombie: true, ..Run { crashes: 1, ..flawed("N18", Flaw::Zombie) } },
+            "I",
+            "a process that should be gone writes where nobody reads",
+        ),
+        naive(
+            Run { settings: received(), rest: true, ..crashing("G5", Mutation::ClaimBeforeSync) },
+            "the pair does not",
+            "a claim before the journal is durable: the only certified copy may be dirty",
+        ),
+    ]
+}
+
+fn noting() -> Settings {
+    Settings { note_positions: 100, ..settings() }
+}
