@@ -61,12 +61,16 @@ fn a_replicant_that_was_away_catches_up() {
     // The master goes on alone once the record says so.
     let acknowledged = append(&log, acknowledged, 100);
     assert_eq!(acknowledged, 120);
-    assert!(pair.metric("a", "tandem_sync_seconds_count").unwrap() >= 120.0);
-    assert!(pair.metric("a", "tandem_sync_seconds_sum").unwrap() > 0.0);
-    assert!(pair.metric("a", "tandem_acknowledged_operations_total").unwrap() >= 120.0);
-    assert!(pair.metric("a", "tandem_lag_bytes").unwrap() > 0.0);
-    assert_eq!(pair.metric("a", "tandem_epoch"), Some(1.0));
-    assert_eq!(pair.metric("a", "tandem_state{state=\"PrimaryAlone\"}"), Some(1.0));
+    // What is shown follows what is done, a little later.
+    let above = |name, least| pair.metric("a", name).is_some_and(|value| value >= least);
+    pair.wait("the metrics of a master that is alone", || {
+        above("tandem_sync_seconds_count", 120.0)
+            && above("tandem_sync_seconds_sum", f64::MIN_POSITIVE)
+            && above("tandem_acknowledged_operations_total", 120.0)
+            && above("tandem_lag_bytes", 1.0)
+            && pair.metric("a", "tandem_epoch") == Some(1.0)
+            && pair.metric("a", "tandem_state{state=\"PrimaryAlone\"}") == Some(1.0)
+    });
     assert!(pair.record().certified.is_only(MemberName::A));
     pair.start("b");
     pair.wait_in_sync("a");

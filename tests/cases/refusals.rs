@@ -1,12 +1,18 @@
 //! What cannot work is refused, with a sentence that says why, before anything is made.
 
 use crate::{Case, Stage};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
 use tandem_tests::pair::{PATIENCE, Pair, Wishes};
 
-pub(crate) const CASES: &[Case] =
-    &[("bad_specs_are_refused", bad_specs), ("unknown_requests_are_refused", unknown_requests)];
+pub(crate) const CASES: &[Case] = &[
+    ("bad_specs_are_refused", bad_specs),
+    ("unknown_requests_are_refused", unknown_requests),
+    ("strangers_are_refused", strangers),
+];
 
 fn bad_specs(stage: &Stage<'_>) -> Result<()> {
     let container = |more: Value| {
@@ -98,4 +104,75 @@ fn unknown_requests(stage: &Stage<'_>) -> Result<()> {
     pair.wait(PATIENCE, "the needless failback to be answered", |pair| Ok(pair.request("failback", "t2")?.is_some()))?;
     ensure!(pair.active()? == "a", "a needless request moved the pair");
     Ok(())
+}
+
+/// Somebody in the cluster's network who is not the peer: garbage, silence, another pair's certificate.
+fn strangers(stage: &Stage<'_>) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    let other = Pair::apply(stage.cluster, stage.namespace, "other", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    other.wait_in_sync("a")?;
+    let epoch = pair.epoch()?;
+    let load = pair.load(1, 50)?;
+    load.progress(20, PATIENCE)?;
+    let mut silent = Vec::new();
+    for member in ["a", "b"] {
+        let address = format!("{}:7470", pair.pod_address(member)?);
+        for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[0x16, 0x03, 0x01, 0xff, 0xff, 0x01]] {
+            let mut stream = TcpStream::connect(&address)?;
+            // Whether it takes all of it is its own business.
+            stream.write_all(garbage).ok();
+        }
+        for _ in 0..20 {
+            silent.push(TcpStream::connect(&address)?);
+        }
+        // Made by Tandem, valid, and for another pair.
+        let name = format!("{member}.orders.{}.pair.tandem.dev", stage.namespace);
+        let refused =
+            knock(&address, &name, &pair.get("secret", "orders-a-tls")?, &other.get("secret", "other-b-tls")?);
+        ensure!(refused.is_err(), "a member of another pair was let in");
+        println!(
+            "  {member} to a member of another pair: {:#}",
+            refused.err().map_or_else(String::new, |e| format!("{e:#}"))
+        );
+    }
+    load.progress(50, PATIENCE)?;
+    ensure!(pair.condition("InSync")?.0 == "True" && pair.epoch()? == epoch, "strangers disturbed the pair");
+    ensure!(pair.restarts("a")? + pair.restarts("b")? == 0, "a stranger ended a replicator");
+    drop(silent);
+    let history = load.finish();
+    let verdict = history.judge(&pair.records()?);
+    verdict.clean()?;
+    ensure!(verdict.refused + verdict.unknown == 0, "strangers cost writes");
+    Ok(())
+}
+
+/// Speaks TLS, trusting whoever one Secret trusts, with the certificate of another, and waits for a first word.
+fn knock(address: &str, name: &str, trust: &Value, identity: &Value) -> Result<()> {
+    use rustls_pki_types::pem::PemObject;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+    let part = |secret: &Value, key: &str| -> Result<Vec<u8>> {
+        let text = secret["data"][key].as_str().context("the Secret lacks a part")?;
+        Ok(serde_json::from_value::<k8s_openapi::ByteString>(text.into())?.0)
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(&part(trust, "ca.crt")?)?)?;
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let settings = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            vec![CertificateDer::from_pem_slice(&part(identity, "tls.crt")?)?],
+            PrivateKeyDer::from_pem_slice(&part(identity, "tls.key")?)?,
+        )?;
+    let server = ServerName::try_from(name.to_string())?;
+    let mut connection = rustls::ClientConnection::new(std::sync::Arc::new(settings), server)?;
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream)?;
+    }
+    // With TLS 1.3 a client learns only now what was thought of its certificate.
+    let mut word = [0; 1];
+    rustls::Stream::new(&mut connection, &mut stream).read_exact(&mut word).context("refused")
 }
