@@ -159,6 +159,61 @@ pub(crate) fn runs() -> Vec<Run> {
             record_writes: 4,
             ..base("G4", "received: no dead end")
         },
+        Run {
+            disasters: 1,
+            lose_volume: true,
+            lost: 0,
+            cuts: 0,
+            writes: 1,
+            record_writes: 4,
+            ..base("S7", "one volume is lost for ever")
+        },
+        Run {
+            disasters: 1,
+            snapshots: true,
+            lost: 0,
+            cuts: 0,
+            writes: 1,
+            record_writes: 4,
+            ..base("S8", "an old snapshot is restored as a new volume")
+        },
+        Run {
+            forces: 1,
+            epochs: 3,
+            record_writes: 5,
+            lost: 0,
+            cuts: 0,
+            crashes: 0,
+            writes: 1,
+            ..base("S9", "a human's force")
+        },
+        Run {
+            zombie: true,
+            lost: 0,
+            cuts: 0,
+            record_writes: 3,
+            ..base("S13", "a process that should be gone, its volume fenced")
+        },
+        Run {
+            nominations: 1,
+            rest: true,
+            lost: 0,
+            cuts: 0,
+            crashes: 0,
+            writes: 1,
+            record_writes: 4,
+            ..base("H1", "a nomination at any time: no dead end")
+        },
+        Run {
+            stops: 1,
+            rest: true,
+            lost: 0,
+            cuts: 0,
+            crashes: 0,
+            writes: 1,
+            record_writes: 4,
+            ..base("H2", "a stop at any time: no dead end")
+        },
     ]
 }
 

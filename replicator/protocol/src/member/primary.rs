@@ -201,6 +201,10 @@ impl Member {
         }
         self.pursue_joining(out);
         self.pursue_draining(out);
+        if self.terminating && self.state == State::Alone {
+            // It lost its peer while it handed over, and takes none in any more: waiting longer would hand over nothing.
+            self.end_alone(out);
+        }
         // Grants and renewals move the entitlement.
         let rule = self.rule_now();
         self.set_rule(rule, out);
@@ -406,19 +410,21 @@ impl Member {
             State::Active { .. } => self.drain(None, out),
             // A hand-over that is under way ends the process when it is done.
             State::Draining(_) => {}
-            State::Uncertain { .. } | State::Alone | State::Joining(_) | State::Opening => {
-                // Nobody to hand over to: the record says what is true, and the next start claims at once.
-                self.fence_data_path(out);
-                out.push(Effect::SyncJournal);
-                self.amend(out, |identity| identity.clean = true);
-                self.exit(Exit::Terminated, out);
-            }
+            State::Uncertain { .. } | State::Alone | State::Joining(_) | State::Opening => self.end_alone(out),
             State::Secondary { .. } | State::Fenced | State::Starting => {
                 out.push(Effect::SyncJournal);
                 self.exit(Exit::Terminated, out);
             }
             State::Offline | State::Quarantined(_) | State::Stopped => self.exit(Exit::Terminated, out),
         }
+    }
+
+    /// Nobody to hand over to: the record says what is true, and the next start claims at once.
+    fn end_alone(&mut self, out: &mut Vec<Effect>) {
+        self.fence_data_path(out);
+        out.push(Effect::SyncJournal);
+        self.amend(out, |identity| identity.clean = true);
+        self.exit(Exit::Terminated, out);
     }
 
     pub(super) fn settings_changed(&mut self, settings: Settings, out: &mut Vec<Effect>) {

@@ -771,3 +771,26 @@ fn manual_failover_comes_to_rest() {
     let settings = Settings { failover: FailoverMode::Manual, join_within: 4, ..Settings::default() };
     check_seeds(&settings, 0..30);
 }
+
+#[test]
+fn a_stop_that_loses_its_peer_ends() {
+    let mut world = World::new(1, Settings { join_within: 4, ..Settings::default() }, None);
+    world.calm = true;
+    world.start(0);
+    world.start(1);
+    let master = (0..3_000)
+        .find_map(|_| {
+            world.round();
+            (0..2).find(|&of| world.nodes[of].member.state_name() == StateName::PrimaryActive)
+        })
+        .expect("the pair is founded");
+    world.tell(master, Event::Terminate);
+    world.kill(1 - master, false);
+    for _ in 0..400 {
+        world.now += 50;
+        world.tell(master, Event::Tick);
+        world.work(master);
+        world.api(master);
+    }
+    assert!(!world.nodes[master].alive, "{:?}", world.nodes[master].member.state_name());
+}
