@@ -46,12 +46,23 @@ fn main() -> ExitCode {
         eprintln!("{error:#}");
         return ExitCode::FAILURE;
     }
-    let (mut passed, mut failed) = (0, Vec::new());
+    let (mut passed, mut failed, mut again) = (0, Vec::new(), Vec::new());
     for (name, play) in chosen(&words) {
         let started = Instant::now();
         println!("{name} ...");
-        let result = with_namespace(&cluster, name, |namespace| play(&Stage { cluster: &cluster, namespace }))
-            .and_then(|()| whole_again(&cluster));
+        let once = || {
+            with_namespace(&cluster, name, |namespace| play(&Stage { cluster: &cluster, namespace }))
+                .and_then(|()| whole_again(&cluster))
+        };
+        let mut result = once();
+        if let Err(error) = &result
+            && was_slow(error)
+            && cluster.restore().is_ok()
+        {
+            println!("{name} was too slow, once more: {error:#}");
+            again.push(name);
+            result = once();
+        }
         let seconds = started.elapsed().as_secs_f64();
         match result {
             Ok(()) => {
@@ -67,6 +78,9 @@ fn main() -> ExitCode {
                 }
             }
         }
+    }
+    for name in &again {
+        println!("played twice, because it was too slow at first: {name}");
     }
     for name in &failed {
         println!("failed: {name}");
@@ -92,6 +106,12 @@ const ALL: [&[Case]; 9] = [
 fn chosen(words: &[String]) -> Vec<Case> {
     let all = ALL.into_iter().flatten().copied();
     all.filter(|(name, _)| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()))).collect()
+}
+
+/// Whether a scenario only did not come to its end in time: on a shared machine that is played once more, and said. Whatever
+/// was found wrong (a write lost, an answer of two leaders, a state that must not be) stands.
+fn was_slow(error: &anyhow::Error) -> bool {
+    error.root_cause().to_string().starts_with("waited ")
 }
 
 /// A scenario must leave the cluster as it found it.
