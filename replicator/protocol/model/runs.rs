@@ -214,6 +214,17 @@ pub(crate) fn runs() -> Vec<Run> {
             record_writes: 4,
             ..base("H2", "a stop at any time: no dead end")
         },
+        Run { deep: true, lost: 0, cuts: 0, ..base("S3", "as S1, two operations") },
+        Run {
+            deep: true,
+            failback: true,
+            epochs: 3,
+            record_writes: 6,
+            crashes: 0,
+            lost: 0,
+            cuts: 0,
+            ..base("S4", "failover and failback")
+        },
     ]
 }
 

@@ -17,7 +17,7 @@ struct Arguments {
     /// Leaves out what needs a cluster. For a quick look; never in CI.
     #[arg(long)]
     skip_cluster: bool,
-    /// Also the model's large runs: hours rather than minutes.
+    /// Also the model's large runs: some minutes more.
     #[arg(long)]
     deep: bool,
     /// Leaves the cluster up afterwards.
