@@ -196,14 +196,21 @@ fn an_order_is_carried_out_once_and_answered() {
     assert_eq!(aside.len(), 1, "what was given up was kept");
     assert_eq!(append(&pair.mount("a").join("log"), 20, 20), 40);
 
-    // A comparison is made once; one that is under way when another is asked for answers both.
+    // A comparison is a copy of its own, made once.
+    let copy = pair.shown("a")["netcopy"]["id"].clone();
     pair.wish("b", json!({"discard": ["one"], "resync": ["early", "now"]}));
     pair.wait("the comparison", || outcome(&pair, "now") == Some((true, json!("Copied"))));
+    pair.wait("the copy to be told by the master too", || {
+        let told = pair.shown("a")["netcopy"].clone();
+        told["id"] != copy && told["phase"] == "Completed"
+    });
     pair.wait_in_sync("a");
+    let second = pair.shown("a")["netcopy"]["id"].clone();
     pair.kill("b");
     pair.start("b");
     pair.wait_in_sync("a");
     pair.wait("the answers to be told again", || outcome(&pair, "now") == Some((true, json!("Copied"))));
+    assert_eq!(pair.shown("a")["netcopy"]["id"], second, "a token acted twice");
     assert_eq!(append(&pair.mount("a").join("log"), 40, 20), 60);
 
     // Held, it claims nothing, over a restart too; then it has everything that was written since it began anew.

@@ -56,6 +56,9 @@ pub(super) struct Remembered {
     /// This process carried it out, or goes on with it.
     #[serde(skip)]
     begun: bool,
+    /// The copy that it asks for was seen under way: what ends after this is that one.
+    #[serde(skip)]
+    copied: bool,
 }
 
 /// What is to be done now.
@@ -113,7 +116,10 @@ impl Orders {
                 Ok(act) => (act, None),
                 Err(outcome) => (Act::Noted, Some(outcome)),
             };
-            self.remember(Remembered { token: token.clone(), verb: Verb::of(*order), outcome, begun: true }, wished);
+            self.remember(
+                Remembered { token: token.clone(), verb: Verb::of(*order), outcome, begun: true, copied: false },
+                wished,
+            );
             return Some(act);
         }
         // Whatever comes later is new.
@@ -131,8 +137,9 @@ impl Orders {
     pub(super) fn settle(&mut self, state: StateName) -> bool {
         let mut settled = false;
         for known in self.remembered.iter_mut().filter(|known| known.outcome.is_none()) {
-            known.outcome = became(known.verb, known.begun, state);
-            known.begun |= known.verb == Verb::Resync && state == StateName::SecondaryNetcopy;
+            known.outcome = became(known.verb, known.begun, known.copied, state);
+            known.copied |= known.verb == Verb::Resync && state == StateName::SecondaryNetcopy;
+            known.begun |= known.copied;
             settled |= known.outcome.is_some();
         }
         settled
@@ -207,7 +214,7 @@ fn judge(order: Order, state: StateName) -> Option<Result<Act, Outcome>> {
 }
 
 /// How an order that was begun ended; `None`: not yet.
-fn became(verb: Verb, begun: bool, state: StateName) -> Option<Outcome> {
+fn became(verb: Verb, begun: bool, copied: bool, state: StateName) -> Option<Outcome> {
     let interrupted = || {
         outcome(
             false,
@@ -229,6 +236,9 @@ fn became(verb: Verb, begun: bool, state: StateName) -> Option<Outcome> {
         (Verb::Resync, StateName::Quarantined) => {
             Some(outcome(false, "Quarantined", "this member was quarantined before it was compared"))
         }
+        // Asked for, and not under way yet; or broken off, and begun again on the next connection.
+        (Verb::Resync, StateName::SecondaryAlone) if begun => None,
+        (Verb::Resync, StateName::SecondaryActive | StateName::SecondaryCatchUp) if begun && !copied => None,
         (Verb::Resync, _) if begun => {
             Some(outcome(true, "Copied", "everything that differed from the master was copied"))
         }
@@ -269,6 +279,22 @@ mod tests {
         assert_eq!(ended(&orders), [("t".into(), true, "Copied".into())]);
         let mut orders = restarted(&orders);
         assert_eq!(orders.next(&wished, StateName::SecondaryActive), None);
+        assert_eq!(ended(&orders), [("t".into(), true, "Copied".into())]);
+    }
+
+    #[test]
+    fn a_copy_is_answered_for_only_after_it_was_seen_under_way() {
+        let wished = wish("t", Order::Resync);
+        let mut orders = Orders::default();
+        orders.next(&wished, StateName::SecondaryActive);
+        for state in [StateName::SecondaryActive, StateName::SecondaryAlone, StateName::SecondaryCatchUp] {
+            assert!(!orders.settle(state), "not begun: {state:?}");
+        }
+        // Broken off, it goes on with the next connection.
+        assert!(!orders.settle(StateName::SecondaryNetcopy));
+        assert!(!orders.settle(StateName::SecondaryAlone));
+        assert!(!orders.settle(StateName::SecondaryNetcopy));
+        assert!(orders.settle(StateName::SecondaryActive));
         assert_eq!(ended(&orders), [("t".into(), true, "Copied".into())]);
     }
 
