@@ -218,6 +218,15 @@ async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &S
     let (mut asked, mut told) = (0, 0);
     let gone = link.gone(shipping.session);
     tokio::pin!(gone);
+    // A peer that lacks nothing is asked too: a master that may not write without it waits for its word.
+    let first = RecordsHeader {
+        epoch: shipping.epoch,
+        nonce: shipping.nonce,
+        committed: 0,
+        sync: true,
+        receipt: shipping.receipts,
+    };
+    link.send_records(shipping.session, first, Vec::new()).await.map_err(|Gone| Ended::Gone)?;
     while !state.stop.load(Ordering::Acquire) {
         if let Some(why) = state.false_ack.lock().take() {
             return Err(why);

@@ -156,6 +156,13 @@ fn two_copies_or_none_from_the_first_moment() {
     pair.start("b");
     pair.wait_in_sync("a");
     assert_eq!(append(&pair.mount("a").join("log"), 0, 20), 20);
+    // More than a member may lack when it is taken in again: the one that comes back must say that it lacks nothing.
+    let mut many = fs::File::create(pair.mount("a").join("many")).unwrap();
+    for _ in 0..5_000 {
+        many.write_all(b"a line\n").unwrap();
+    }
+    many.sync_all().unwrap();
+    drop(many);
     pair.kill("a");
     // Nobody serves until there are two again.
     pair.start("a");

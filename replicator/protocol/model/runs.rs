@@ -160,6 +160,15 @@ pub(crate) fn runs() -> Vec<Run> {
             ..base("G4", "received: no dead end")
         },
         Run {
+            settings: protected(),
+            rest: true,
+            lost: 0,
+            cuts: 1,
+            writes: 1,
+            record_writes: 4,
+            ..base("G2", "max protection: no dead end")
+        },
+        Run {
             disasters: 1,
             lose_volume: true,
             lost: 0,

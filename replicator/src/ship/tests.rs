@@ -195,6 +195,12 @@ async fn the_replicant_gets_everything_and_acknowledges_what_is_durable() {
     shipper.committed(last);
     until("committed", || stream.committed.load(Ordering::Acquire) == last).await;
     assert_eq!(stream.replicant.committed(), last);
+    // A replicant that lacks nothing says so as well: nobody may be allowed to write before.
+    stream.a.link.close(stream.a.link.current().unwrap(), "the test cuts it");
+    until("the end of the shipment", || shipper.ended().borrow().is_some()).await;
+    stream.receiver.stop();
+    let shipper = stream.connect().await;
+    until("everything durable, with nothing new", || shipper.acknowledged().durable == last).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

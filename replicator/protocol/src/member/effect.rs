@@ -59,7 +59,7 @@ pub enum Effect {
     EndMemoryAcks,
     /// Accept no operations any more.
     StopFollowing,
-    /// Send the operations after `from`, and go on. Refused with `ShippingImpossible` if the journal does not hold exactly
+    /// Ask the peer where it durably stands, send the operations after `from`, and go on. Refused with `ShippingImpossible` if the journal does not hold exactly
     /// that position.
     StartShipping {
         /// The connection.

@@ -219,7 +219,10 @@ impl Member {
                     .is_some_and(|known| !self.api.unsettled && known.record.certified.is_only(self.name));
                 let may_be_alone = self.settings.protection != Protection::MaxProtection;
                 let writing = self.api.asked.is_some();
-                if !lost && self.peer_is_near() && !writing {
+                // A peer that was lost by its own word may be back before the record can be written: it ends the wait too,
+                // unless it flaps.
+                let may_join = !lost || !may_be_alone || self.times.now >= self.times.join_not_before;
+                if may_join && self.peer_is_near() && !writing {
                     self.require_peer(out);
                 } else if may_be_alone
                     && self.peer_is_lost()

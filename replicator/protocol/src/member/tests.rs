@@ -772,9 +772,9 @@ fn manual_failover_comes_to_rest() {
     check_seeds(&settings, 0..30);
 }
 
-#[test]
-fn a_stop_that_loses_its_peer_ends() {
-    let mut world = World::new(1, Settings { join_within: 4, ..Settings::default() }, None);
+/// A pair in sync, and which member leads it.
+fn founded(settings: Settings) -> (World, usize) {
+    let mut world = World::new(1, settings, None);
     world.calm = true;
     world.start(0);
     world.start(1);
@@ -784,6 +784,32 @@ fn a_stop_that_loses_its_peer_ends() {
             (0..2).find(|&of| world.nodes[of].member.state_name() == StateName::PrimaryActive)
         })
         .expect("the pair is founded");
+    (world, master)
+}
+
+#[test]
+fn a_peer_that_had_to_begin_anew_ends_the_wait_of_two_copies_or_none() {
+    let (mut world, master) =
+        founded(Settings { protection: Protection::MaxProtection, join_within: 4, ..Settings::default() });
+    world.kill(1 - master, false);
+    assert_eq!(world.nodes[master].member.state_name(), StateName::PrimaryUncertain);
+    let session = (0..3_000)
+        .find_map(|_| {
+            world.round();
+            let (session, _) = world.nodes[master].ship?;
+            Some(session)
+        })
+        .expect("the peer comes back");
+    world.tell(master, Event::ShippingImpossible { session });
+    for _ in 0..3_000 {
+        world.round();
+    }
+    assert_eq!(world.nodes[master].member.state_name(), StateName::PrimaryActive, "{:?}", world.nodes[master].member);
+}
+
+#[test]
+fn a_stop_that_loses_its_peer_ends() {
+    let (mut world, master) = founded(Settings { join_within: 4, ..Settings::default() });
     world.tell(master, Event::Terminate);
     world.kill(1 - master, false);
     for _ in 0..400 {
