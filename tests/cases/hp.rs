@@ -87,15 +87,7 @@ fn manual_mode(stage: &Stage<'_>) -> Result<()> {
         Ok(pair.condition("ManualActionRequired")? == ("True".into(), "FailoverPending".into()))
     })?;
     ensure!(!pair.state("b")?.starts_with("Primary"), "b was promoted although the mode is Manual");
-    stage.cluster.kubectl(&[
-        "-n",
-        "tandem-system",
-        "delete",
-        "pods",
-        "-l",
-        "app.kubernetes.io/component=operator",
-        "--wait=true",
-    ])?;
+    stage.cluster.restart_operator()?;
     pair.wait(PATIENCE, "the question to outlive the operator", |pair| {
         Ok(pair.condition("ManualActionRequired")? == ("True".into(), "FailoverPending".into()))
     })?;
@@ -105,6 +97,8 @@ fn manual_mode(stage: &Stage<'_>) -> Result<()> {
     let history = load.finish();
     history.judge(&pair.records()?).clean()?;
     stage.cluster.kubectl(&["uncordon", "n1"])?;
+    // One on each node again: later the other node is lost.
+    stage.cluster.restart_operator()?;
     pair.wait_in_sync("b")
 }
 

@@ -125,16 +125,15 @@ fn without_an_operator(stage: &Stage<'_>) -> Result<()> {
     pair.wait_in_sync("a")?;
     let load = pair.load(2, 0)?;
     load.progress(50, PATIENCE)?;
-    let system = |arguments: &[&str]| stage.cluster.kubectl(&[&["-n", "tandem-system"], arguments].concat());
-    system(&["scale", "deployment", "-l", "app.kubernetes.io/component=operator", "--replicas=0"])?;
-    system(&["wait", "pods", "-l", "app.kubernetes.io/component=operator", "--for=delete", "--timeout=60s"])?;
+    stage.cluster.scale_operator(0)?;
     let node = stage.cluster.node("n1")?;
     let killed = Instant::now();
     node.kill(Keeps::OnlySynced)?;
     // The Service too must have moved: that is where the clients are.
     let result = load.progress(100, PATIENCE);
     node.start()?;
-    system(&["scale", "deployment", "-l", "app.kubernetes.io/component=operator", "--replicas=2"])?;
+    stage.cluster.wait_for_nodes()?;
+    stage.cluster.scale_operator(2)?;
     result?;
     pair.wait_in_sync("b")?;
     let history = load.finish();

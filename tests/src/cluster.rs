@@ -387,7 +387,26 @@ impl Cluster {
         self.start("control", "apiserver", &command).map(drop)
     }
 
-    pub(crate) fn wait_for_nodes(&self) -> Result<()> {
+    /// So many replicas of the operator, and no other ones: returns when that is so.
+    pub fn scale_operator(&self, replicas: u32) -> Result<()> {
+        let system = |arguments: &[&str]| self.kubectl(&[&["-n", "tandem-system"], arguments].concat());
+        system(&["scale", "deployment", "tandem-operator", &format!("--replicas={replicas}")])?;
+        if replicas == 0 {
+            let all = ["wait", "pods", "-l", "app.kubernetes.io/component=operator", "--for=delete", "--timeout=60s"];
+            return system(&all).map(drop);
+        }
+        system(&["rollout", "status", "deployment", "tandem-operator", "--timeout=120s"]).map(drop)
+    }
+
+    /// Ends every replica of the operator, and waits for the new ones.
+    pub fn restart_operator(&self) -> Result<()> {
+        let system = |arguments: &[&str]| self.kubectl(&[&["-n", "tandem-system"], arguments].concat());
+        system(&["delete", "pods", "-l", "app.kubernetes.io/component=operator", "--wait=true"])?;
+        system(&["rollout", "status", "deployment", "tandem-operator", "--timeout=120s"]).map(drop)
+    }
+
+    /// Waits until every node says that it is ready.
+    pub fn wait_for_nodes(&self) -> Result<()> {
         let count = self.nodes()?.len();
         let ready = "jsonpath={range .items[*]}{.status.conditions[?(@.type=='Ready')].status}{'\\n'}{end}";
         wait(Duration::from_secs(60), "nodes to be ready", || {
