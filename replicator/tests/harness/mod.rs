@@ -21,11 +21,19 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Pair {
     folder: tempfile::TempDir,
     number: u8,
+    log: &'static str,
     a: Option<Child>,
     b: Option<Child>,
 }
 
 impl Pair {
+    /// As `new`, for measurements: the members tell no more than they do in a pod.
+    pub(crate) fn quiet(number: u8) -> Self {
+        let mut pair = Self::new(number);
+        pair.log = "info";
+        pair
+    }
+
     /// Makes folders, certificates and the founding record; starts nobody.
     pub(crate) fn new(number: u8) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -51,7 +59,7 @@ impl Pair {
         }
         FileKeeper::found(&root.join("record"), Record::founded(PairId(u128::from(number) + 7), MemberName::A))
             .unwrap();
-        let pair = Self { folder, number, a: None, b: None };
+        let pair = Self { folder, number, log: "debug", a: None, b: None };
         pair.wish("a", json!({}));
         pair.wish("b", json!({}));
         pair
@@ -120,7 +128,7 @@ impl Pair {
     fn spawn(&mut self, member: &str, command: &mut Command) {
         let log = self.folder.path().join(member).join("log");
         let log = fs::File::options().create(true).append(true).open(log).unwrap();
-        *self.child(member) = Some(command.env("RUST_LOG", "debug").stderr(Stdio::from(log)).spawn().unwrap());
+        *self.child(member) = Some(command.env("RUST_LOG", self.log).stderr(Stdio::from(log)).spawn().unwrap());
     }
 
     /// The processes that a member's process has started.

@@ -79,9 +79,9 @@ fn play() -> Result<bool> {
     let node = cluster.node("n1")?;
     node.kill(Keeps::OnlySynced)?;
     let before = writer.acknowledged();
-    writer.wait_for(before + 1)?;
-    story.tell(format!("member b serves: no write was acknowledged for {:.1} s", killed.elapsed().as_secs_f64()));
     writer.wait_for(before + 200)?;
+    let outage = writer.outage(killed);
+    story.tell(format!("member b serves: no write was acknowledged for {:.1} s", outage.as_secs_f64()));
     node.start()?;
     story.tell("node n1 is back");
     pair.wait_in_sync("b")?;
@@ -120,7 +120,8 @@ fn step(command: &mut Command) -> Result<()> {
 /// Inserts rows one by one through the Service, and remembers those that were acknowledged.
 struct Writer {
     stop: Arc<AtomicBool>,
-    acknowledged: Arc<std::sync::Mutex<Vec<u64>>>,
+    /// Which row, and when.
+    acknowledged: Arc<std::sync::Mutex<Vec<(u64, Instant)>>>,
     thread: std::thread::JoinHandle<()>,
 }
 
@@ -139,7 +140,7 @@ impl Writer {
                     }
                     // A row that was not acknowledged may be there or not: it is not asked for again.
                     if pair.sql(&format!("insert into ledger (k) values ({row})")).is_ok() {
-                        acknowledged.lock().unwrap().push(row);
+                        acknowledged.lock().unwrap().push((row, Instant::now()));
                     }
                 }
             }
@@ -151,6 +152,13 @@ impl Writer {
         self.acknowledged.lock().unwrap().len()
     }
 
+    /// The longest time without an acknowledgement that ends after this moment.
+    fn outage(&self, after: Instant) -> Duration {
+        let rows = self.acknowledged.lock().unwrap();
+        let pauses = rows.windows(2).filter(|pair| pair[1].1 > after).map(|pair| pair[1].1 - pair[0].1);
+        pauses.max().unwrap_or_default()
+    }
+
     fn wait_for(&self, rows: usize) -> Result<()> {
         tandem_tests::cluster::wait(tandem_tests::pair::PATIENCE, "rows to be acknowledged", || {
             self.acknowledged() >= rows
@@ -160,6 +168,7 @@ impl Writer {
     fn finish(self) -> Vec<u64> {
         self.stop.store(true, Ordering::Release);
         self.thread.join().unwrap();
-        std::mem::take(&mut *self.acknowledged.lock().unwrap())
+        let rows = std::mem::take(&mut *self.acknowledged.lock().unwrap());
+        rows.into_iter().map(|(row, _)| row).collect()
     }
 }

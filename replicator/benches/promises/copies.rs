@@ -1,0 +1,88 @@
+//! Rows about copying a whole volume: netcopy with TLS against an rsync daemon without.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::files::shown;
+use crate::harness::{Pair, wait};
+use crate::table::Table;
+
+const LARGE_MEBIBYTES: usize = 1024;
+const SMALL_FILES: usize = 10_000;
+
+pub(crate) fn rows(round: u32, table: &mut Table) {
+    for (name, unit, amount, make) in [
+        ("copy of one large file", "MiB/s", LARGE_MEBIBYTES, large as fn(&Path)),
+        ("copy of small files", "files/s", SMALL_FILES, small as fn(&Path)),
+    ] {
+        table.note(name, unit, "rsync daemon, no TLS", amount as f64 / rsync(make));
+        table.note(name, unit, "netcopy, TLS", amount as f64 / netcopy(round, make));
+    }
+}
+
+fn large(folder: &Path) {
+    let mut file = fs::File::create(folder.join("large")).unwrap();
+    let mut piece = vec![0; 1 << 20];
+    for number in 0..LARGE_MEBIBYTES {
+        for (at, byte) in piece.iter_mut().enumerate() {
+            *byte = (at * 31 + number * 7 + at / 255) as u8;
+        }
+        file.write_all(&piece).unwrap();
+    }
+    file.sync_all().unwrap();
+}
+
+fn small(folder: &Path) {
+    for number in 0..SMALL_FILES {
+        let inner = folder.join(format!("{}", number % 100));
+        fs::create_dir_all(&inner).unwrap();
+        fs::write(inner.join(format!("file-{number}")), vec![number as u8; 1_000 + number % 7_000]).unwrap();
+    }
+    rustix::fs::sync();
+}
+
+/// Seconds until everything is there and flushed.
+fn rsync(make: fn(&Path)) -> f64 {
+    let folder = tempfile::tempdir().unwrap();
+    let [from, to] = ["from", "to"].map(|name| folder.path().join(name));
+    fs::create_dir(&from).unwrap();
+    fs::create_dir(&to).unwrap();
+    make(&from);
+    let settings = folder.path().join("rsyncd.conf");
+    let text = format!("use chroot = no\nuid = root\ngid = root\n[from]\npath = {}\n", shown(&from));
+    fs::write(&settings, text).unwrap();
+    let mut daemon = Command::new("rsync")
+        .args([
+            "--daemon",
+            "--no-detach",
+            "--address=127.0.0.1",
+            "--port=8730",
+            &format!("--config={}", shown(&settings)),
+        ])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("rsync: {error}: apt-get install rsync"));
+    wait("rsync to listen", || std::net::TcpStream::connect("127.0.0.1:8730").is_ok());
+    let began = Instant::now();
+    super::databases::run("rsync", &["-aHAX", "--fsync", "rsync://127.0.0.1:8730/from/", &shown(&to)]);
+    let seconds = began.elapsed().as_secs_f64();
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    seconds
+}
+
+/// Seconds from the copy's beginning until the pair is in sync, as the master tells it.
+fn netcopy(round: u32, make: fn(&Path)) -> f64 {
+    let mut pair = Pair::quiet(60 + round as u8);
+    make(&pair.volume("a"));
+    pair.start("a");
+    pair.wait_serving("a");
+    pair.start("b");
+    wait("the copy to begin", || pair.shown("a")["netcopy"]["phase"].is_string());
+    let began = Instant::now();
+    pair.wait_in_sync("a");
+    began.elapsed().as_secs_f64()
+}

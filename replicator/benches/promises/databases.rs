@@ -1,0 +1,167 @@
+//! Rows about databases: SQLite by its shell, PostgreSQL by pgbench, and beside it PostgreSQL's own replication.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::files::{Row, shown};
+use crate::table::Table;
+use crate::{BARE, Contestant};
+
+pub(crate) const SQLITE: &[Row] = &[
+    ("SQLite, WAL, full", "commits/s", |folder| sqlite(folder, "wal")),
+    ("SQLite, rollback journal", "commits/s", |folder| sqlite(folder, "delete")),
+];
+
+const CLIENTS: [&str; 3] = ["1", "8", "32"];
+const SECONDS: &str = "4";
+
+pub(crate) fn run(program: &str, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).stdin(Stdio::null()).output();
+    let output = output.unwrap_or_else(|error| panic!("{program}: {error}: is it installed?"));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{program} {words:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// Single-row transactions of one writer.
+fn sqlite(folder: &Path, mode: &str) -> f64 {
+    const COUNT: usize = 400;
+    let file = folder.join("bench.sqlite");
+    let began = Instant::now();
+    let mut shell = Command::new("sqlite3")
+        .arg(&file)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("sqlite3: {error}: apt-get install sqlite3"));
+    let mut input = shell.stdin.take().unwrap();
+    writeln!(
+        input,
+        "pragma journal_mode={mode}; pragma synchronous=full; create table t (k integer primary key, v text);"
+    )
+    .unwrap();
+    for k in 0..COUNT {
+        writeln!(input, "insert into t values ({k}, 'a row of some length, so that it is one of a table');").unwrap();
+    }
+    drop(input);
+    assert!(shell.wait().unwrap().success());
+    let rate = COUNT as f64 / began.elapsed().as_secs_f64();
+    for end in ["", "-wal", "-shm", "-journal"] {
+        fs::remove_file(folder.join(format!("bench.sqlite{end}"))).ok();
+    }
+    rate
+}
+
+/// A server of PostgreSQL; ended when dropped.
+struct Server {
+    data: PathBuf,
+    port: u16,
+}
+
+/// Where Debian keeps the programs of the newest PostgreSQL.
+fn program(name: &str) -> String {
+    let mut found: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .unwrap_or_else(|error| panic!("PostgreSQL: {error}: apt-get install postgresql"))
+        .map(|entry| entry.unwrap().path().join("bin").join(name))
+        .filter(|path| path.exists())
+        .collect();
+    found.sort();
+    shown(found.last().unwrap_or_else(|| panic!("{name}: apt-get install postgresql")))
+}
+
+/// PostgreSQL refuses to run as root.
+fn as_postgres(name: &str, words: &[&str]) -> String {
+    let program = program(name);
+    run("setpriv", &[&["--reuid=postgres", "--regid=postgres", "--clear-groups", &program][..], words].concat())
+}
+
+impl Server {
+    fn new(folder: &Path, port: u16) -> Self {
+        let data = folder.join("pgdata");
+        fs::create_dir(&data).unwrap();
+        run("chown", &["postgres:postgres", &shown(&data)]);
+        run("chmod", &["0700", &shown(&data)]);
+        Self { data, port }
+    }
+
+    fn found(folder: &Path, port: u16) -> Self {
+        let server = Self::new(folder, port);
+        as_postgres("initdb", &["-D", &shown(&server.data), "-A", "trust", "-U", "postgres", "--no-sync"]);
+        server.start("");
+        server
+    }
+
+    fn start(&self, more: &str) {
+        let options = format!(
+            "-p {} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c max_connections=80 -c shared_buffers=128MB \
+             -c checkpoint_timeout=1h -c max_wal_size=8GB {more}",
+            self.port
+        );
+        let log = format!("/tmp/tandem-bench-{}.log", self.port);
+        as_postgres("pg_ctl", &["-D", &shown(&self.data), "-w", "-l", &log, "-o", &options, "start"]);
+    }
+
+    fn pgbench(&self, words: &[&str]) -> String {
+        let port = self.port.to_string();
+        let to = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres"];
+        run(&program("pgbench"), &[&to[..], words, &["postgres"]].concat())
+    }
+
+    fn sql(&self, text: &str) -> String {
+        let port = self.port.to_string();
+        run(&program("psql"), &["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-qAtc", text])
+    }
+
+    fn measure(&self, contestant: &'static str, table: &mut Table) {
+        self.pgbench(&["-i", "-q", "-s", "10"]);
+        for clients in CLIENTS {
+            self.sql("checkpoint");
+            let threads = if clients == "1" { "1" } else { "2" };
+            let told = self.pgbench(&["-c", clients, "-j", threads, "-T", SECONDS, "-n"]);
+            let line = told.lines().find(|line| line.starts_with("tps = ")).unwrap();
+            let rate = line.split_whitespace().nth(2).unwrap().parse().unwrap();
+            table.note(&format!("pgbench, {clients} clients"), "tps", contestant, rate);
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let (program, data) = (program("pg_ctl"), shown(&self.data));
+        let words = ["--reuid=postgres", "--regid=postgres", "--clear-groups", &program];
+        let ended = Command::new("setpriv").args(words).args(["-D", &data, "-m", "immediate", "-w", "stop"]).output();
+        if !ended.is_ok_and(|output| output.status.success()) {
+            eprintln!("PostgreSQL of {data} did not end");
+        }
+        fs::remove_dir_all(&self.data).ok();
+    }
+}
+
+/// pgbench on each contestant, and on PostgreSQL's own synchronous streaming between two bare volumes.
+pub(crate) fn postgresql(contestants: &[Contestant], table: &mut Table) {
+    for (contestant, port) in contestants.iter().zip(5500..) {
+        Server::found(&contestant.folder, port).measure(contestant.name, table);
+    }
+    let bare = contestants.iter().find(|contestant| contestant.name == BARE).unwrap();
+    let first = Server::found(&bare.folder, 5510);
+    let other = bare.folder.join("standby");
+    fs::create_dir(&other).unwrap();
+    {
+        let second = Server::new(&other, 5511);
+        let from = "host=127.0.0.1 port=5510 user=postgres application_name=second";
+        as_postgres("pg_basebackup", &["-D", &shown(&second.data), "-R", "-X", "stream", "-d", from]);
+        second.start("");
+        first.sql("alter system set synchronous_standby_names = 'second'");
+        first.sql("select pg_reload_conf()");
+        crate::harness::wait("the standby to be synchronous", || {
+            first.sql("select sync_state from pg_stat_replication").trim() == "sync"
+        });
+        first.measure("PostgreSQL's synchronous streaming", table);
+        first.sql("alter system reset synchronous_standby_names");
+        first.sql("select pg_reload_conf()");
+    }
+    fs::remove_dir_all(other).unwrap();
+}

@@ -1,0 +1,184 @@
+//! Rows about files: each makes what it needs in a folder, measures for a while, and puts it away. More is better.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Name, unit, and how it is measured.
+pub(crate) type Row = (&'static str, &'static str, fn(&Path) -> f64);
+
+pub(crate) const ROWS: &[Row] = &[
+    ("fdatasync of 4 KiB, 1 thread", "/s", |folder| flushes(folder, 1)),
+    ("fdatasync of 4 KiB, 4 threads", "/s", |folder| flushes(folder, 4)),
+    ("fdatasync of 4 KiB, 16 threads", "/s", |folder| flushes(folder, 16)),
+    ("sequential write of 1 MiB", "MiB/s", sequential_write),
+    ("sequential read of 1 MiB, warm", "MiB/s", sequential_read),
+    ("random write of 4 KiB", "/s", random_write),
+    ("random read of 4 KiB, warm", "/s", random_read),
+    ("small files: create", "/s", |folder| small_files(folder)[0]),
+    ("small files: stat, warm", "/s", |folder| small_files(folder)[1]),
+    ("small files: read, warm", "/s", |folder| small_files(folder)[2]),
+    ("small files: unlink", "/s", |folder| small_files(folder)[3]),
+    ("untar of 2,000 files", "files/s", untar),
+];
+
+const LONG: Duration = Duration::from_millis(1500);
+const LARGE: u64 = 256 << 20;
+const PAGE: usize = 4096;
+
+/// A sequence without pattern, the same each time.
+fn offsets() -> impl Iterator<Item = u64> {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    std::iter::repeat_with(move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    })
+}
+
+fn flushes(folder: &Path, threads: usize) -> f64 {
+    let began = Instant::now();
+    let counts: Vec<u64> = std::thread::scope(|scope| {
+        let each = |number: usize| {
+            let path = folder.join(format!("flushed-{number}"));
+            move || {
+                let file = File::create(&path).unwrap();
+                file.write_all_at(&vec![1; 1 << 20], 0).unwrap();
+                file.sync_data().unwrap();
+                let mut count = 0;
+                for offset in offsets() {
+                    if began.elapsed() > LONG {
+                        break;
+                    }
+                    file.write_all_at(&[2; PAGE], offset % 256 * PAGE as u64).unwrap();
+                    file.sync_data().unwrap();
+                    count += 1;
+                }
+                fs::remove_file(path).unwrap();
+                count
+            }
+        };
+        let running: Vec<_> = (0..threads).map(|number| scope.spawn(each(number))).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    counts.iter().sum::<u64>() as f64 / began.elapsed().as_secs_f64()
+}
+
+fn large(folder: &Path) -> (std::path::PathBuf, f64) {
+    let path = folder.join("large");
+    let piece = vec![3; 1 << 20];
+    let began = Instant::now();
+    let mut file = File::create(&path).unwrap();
+    for _ in 0..LARGE >> 20 {
+        file.write_all(&piece).unwrap();
+    }
+    (path, (LARGE >> 20) as f64 / began.elapsed().as_secs_f64())
+}
+
+fn sequential_write(folder: &Path) -> f64 {
+    let (path, rate) = large(folder);
+    settle(&path);
+    rate
+}
+
+/// What was left to do in the background is no part of the next row.
+fn settle(path: &Path) {
+    File::open(path).unwrap().sync_all().unwrap();
+    fs::remove_file(path).unwrap();
+}
+
+fn sequential_read(folder: &Path) -> f64 {
+    let (path, _) = large(folder);
+    let mut piece = vec![0; 1 << 20];
+    let mut read_all = || {
+        let mut file = File::open(&path).unwrap();
+        while file.read(&mut piece).unwrap() > 0 {}
+    };
+    read_all();
+    let began = Instant::now();
+    read_all();
+    let rate = (LARGE >> 20) as f64 / began.elapsed().as_secs_f64();
+    settle(&path);
+    rate
+}
+
+fn random_write(folder: &Path) -> f64 {
+    let (path, _) = large(folder);
+    let file = File::options().write(true).open(&path).unwrap();
+    file.sync_all().unwrap();
+    let (began, mut count) = (Instant::now(), 0);
+    for offset in offsets().take_while(|_| began.elapsed() < LONG) {
+        file.write_all_at(&[4; PAGE], offset % (LARGE / PAGE as u64) * PAGE as u64).unwrap();
+        count += 1;
+    }
+    let rate = f64::from(count) / began.elapsed().as_secs_f64();
+    settle(&path);
+    rate
+}
+
+fn random_read(folder: &Path) -> f64 {
+    let (path, _) = large(folder);
+    let file = File::open(&path).unwrap();
+    let mut page = [0; PAGE];
+    let mut all = vec![0; 1 << 20];
+    for megabyte in 0..LARGE >> 20 {
+        file.read_exact_at(&mut all, megabyte << 20).unwrap();
+    }
+    let (began, mut count) = (Instant::now(), 0);
+    for offset in offsets().take_while(|_| began.elapsed() < LONG) {
+        file.read_exact_at(&mut page, offset % (LARGE / PAGE as u64) * PAGE as u64).unwrap();
+        count += 1;
+    }
+    let rate = f64::from(count) / began.elapsed().as_secs_f64();
+    settle(&path);
+    rate
+}
+
+/// Creating, looking at, reading and removing files of 1 KiB.
+fn small_files(folder: &Path) -> [f64; 4] {
+    const COUNT: usize = 2_000;
+    let folder = folder.join("small");
+    fs::create_dir(&folder).unwrap();
+    let paths: Vec<_> = (0..COUNT).map(|number| folder.join(format!("file-{number}"))).collect();
+    let timed = |act: &dyn Fn(&Path)| {
+        let began = Instant::now();
+        for path in &paths {
+            act(path);
+        }
+        COUNT as f64 / began.elapsed().as_secs_f64()
+    };
+    let create = timed(&|path| fs::write(path, [5; 1024]).unwrap());
+    let look = |path: &Path| assert_eq!(fs::metadata(path).unwrap().len(), 1024);
+    timed(&look);
+    let stat = timed(&look);
+    let open = |path: &Path| assert_eq!(fs::read(path).unwrap().len(), 1024);
+    timed(&open);
+    let read = timed(&open);
+    let unlink = timed(&|path| fs::remove_file(path).unwrap());
+    fs::remove_dir(&folder).unwrap();
+    [create, stat, read, unlink]
+}
+
+fn untar(folder: &Path) -> f64 {
+    const COUNT: usize = 2_000;
+    let source = tempfile::tempdir().unwrap();
+    for number in 0..COUNT {
+        let inner = source.path().join(format!("tree/{}", number % 40));
+        fs::create_dir_all(&inner).unwrap();
+        fs::write(inner.join(format!("file-{number}")), vec![6; 500 + number % 9_000]).unwrap();
+    }
+    let archive = source.path().join("tree.tar");
+    super::databases::run("tar", &["-C", &shown(source.path()), "-cf", &shown(&archive), "tree"]);
+    let began = Instant::now();
+    super::databases::run("tar", &["-C", &shown(folder), "-xf", &shown(&archive)]);
+    let rate = COUNT as f64 / began.elapsed().as_secs_f64();
+    fs::remove_dir_all(folder.join("tree")).unwrap();
+    rate
+}
+
+pub(crate) fn shown(path: &Path) -> String {
+    path.to_str().unwrap().to_string()
+}

@@ -1,0 +1,112 @@
+//! What the design promises in figures, measured with the alternatives beside it: `cargo bench-tandem` (Debian, root).
+//! Every round plays every contestant one after the other, so that a noisy machine is noisy for all; the table shows medians,
+//! their spread, and ratios to the bare volume. Words choose rows by their names, `--rounds=N` (5) how often.
+//!
+//! Both members run on this machine, with TLS between them, and write to the same disk as the bare volume.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a measurement that cannot be made ends the run
+
+mod copies;
+mod databases;
+mod files;
+#[path = "../../tests/harness/mod.rs"]
+mod harness;
+mod table;
+
+use std::path::{Path, PathBuf};
+
+use harness::Pair;
+use serde_json::json;
+use table::Table;
+
+/// Something that offers a folder.
+pub(crate) struct Contestant {
+    pub(crate) name: &'static str,
+    pub(crate) folder: PathBuf,
+    pair: Option<Pair>,
+    _bare: Option<tempfile::TempDir>,
+}
+
+impl Contestant {
+    fn bare() -> Self {
+        let bare = tempfile::tempdir().unwrap();
+        open_to_all(bare.path());
+        Self { name: BARE, folder: bare.path().to_path_buf(), pair: None, _bare: Some(bare) }
+    }
+
+    fn tandem(name: &'static str, number: u8, settings: &serde_json::Value) -> Self {
+        let mut pair = Pair::quiet(number);
+        for member in ["a", "b"] {
+            pair.wish(member, json!({"settings": settings}));
+        }
+        pair.start("a");
+        pair.start("b");
+        pair.wait_in_sync("a");
+        let folder = pair.mount("a");
+        open_to_all(&folder);
+        Self { name, folder, pair: Some(pair), _bare: None }
+    }
+
+    /// Resident memory of the replicators at its highest, MiB: the master's and the replicant's.
+    fn memory(&mut self) -> Option<[f64; 2]> {
+        let pair = self.pair.as_mut()?;
+        Some(["a", "b"].map(|member| {
+            let id = pair.child(member).as_ref().unwrap().id();
+            let text = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+            let line = text.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+        }))
+    }
+}
+
+pub(crate) const BARE: &str = "bare volume";
+
+/// Databases run as a user of their own.
+fn open_to_all(folder: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o777)).unwrap();
+    let mut above = folder.parent();
+    while let Some(path) = above.filter(|path| path.starts_with(std::env::temp_dir()) && *path != std::env::temp_dir())
+    {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        above = path.parent();
+    }
+}
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
+    let rounds = words.iter().find_map(|word| word.strip_prefix("--rounds=")).map_or(5, |text| text.parse().unwrap());
+    let names: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|word| name.contains(word));
+
+    let mut table = Table::default();
+    let mut contestants = vec![
+        Contestant::bare(),
+        Contestant::tandem("Durable", 41, &json!({})),
+        Contestant::tandem("Received", 42, &json!({"ack_policy": "Received"})),
+        Contestant::tandem("Async", 43, &json!({"protection": "Async"})),
+    ];
+    for round in 0..rounds {
+        eprintln!("round {} of {rounds}", round + 1);
+        for contestant in &contestants {
+            for (name, unit, measure) in files::ROWS.iter().chain(databases::SQLITE) {
+                if wanted(name) {
+                    table.note(name, unit, contestant.name, measure(&contestant.folder));
+                }
+            }
+        }
+        if wanted("pgbench") {
+            databases::postgresql(&contestants, &mut table);
+        }
+        if wanted("copy") {
+            copies::rows(round, &mut table);
+        }
+    }
+    for contestant in &mut contestants {
+        if let Some([master, replicant]) = contestant.memory() {
+            table.note("memory of the master, highest", "MiB", contestant.name, master);
+            table.note("memory of the replicant, highest", "MiB", contestant.name, replicant);
+        }
+    }
+    print!("{}", table.markdown());
+}

@@ -1,0 +1,59 @@
+//! Figures by row and contestant, and what is printed of them.
+
+use crate::BARE;
+use std::fmt::Write;
+
+#[derive(Default)]
+pub(crate) struct Table {
+    rows: Vec<Row>,
+}
+
+struct Row {
+    name: String,
+    unit: &'static str,
+    cells: Vec<(&'static str, Vec<f64>)>,
+}
+
+impl Table {
+    pub(crate) fn note(&mut self, name: &str, unit: &'static str, contestant: &'static str, figure: f64) {
+        eprintln!("  {name}, {contestant}: {figure:.1} {unit}");
+        let row = match self.rows.iter().position(|row| row.name == name) {
+            Some(index) => &mut self.rows[index],
+            None => {
+                self.rows.push(Row { name: name.into(), unit, cells: Vec::new() });
+                self.rows.last_mut().unwrap()
+            }
+        };
+        match row.cells.iter_mut().find(|(of, _)| *of == contestant) {
+            Some((_, figures)) => figures.push(figure),
+            None => row.cells.push((contestant, vec![figure])),
+        }
+    }
+
+    /// Median, lowest and highest of each cell; and how the median compares with the first contestant's of that row.
+    pub(crate) fn markdown(&self) -> String {
+        let mut text = String::from(
+            "| row | contestant | median | lowest to highest | ratio |\n| --- | --- | ---: | ---: | ---: |\n",
+        );
+        for row in &self.rows {
+            let base = row.cells.iter().find(|(of, _)| *of == BARE).or(row.cells.first());
+            for (contestant, figures) in &row.cells {
+                let [low, median, high] = spread(figures);
+                let ratio = base.map(|(_, base)| median / spread(base)[1]).unwrap_or_default();
+                writeln!(
+                    text,
+                    "| {} | {contestant} | {median:.1} {} | {low:.1} to {high:.1} | {ratio:.2} |",
+                    row.name, row.unit
+                )
+                .unwrap();
+            }
+        }
+        text
+    }
+}
+
+fn spread(figures: &[f64]) -> [f64; 3] {
+    let mut sorted = figures.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    [sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]]
+}
