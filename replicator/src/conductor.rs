@@ -337,7 +337,10 @@ fn begin(settings: &ServeSettings, identity: Option<Identity>, stages: &mut Stag
     let journal = Arc::new(journal);
     let upto = if identity.leading { journal.end().seq } else { recovered.committed_mark };
     let lost_power = identity.node_boot != facts.node_boot;
-    if !identity.inconsistent {
+    // Files that were copied or restored here from another volume are not what their list says; the member decides what
+    // they are good for.
+    let moved = identity.data_id.volume != facts.volume;
+    if !identity.inconsistent && !moved {
         let scope = if identity.leading && lost_power { Scope::Everything } else { Scope::Touched };
         match redo::recover(&settings.volume, volume::Options::default(), &journal, upto, scope) {
             Ok(volume) => {

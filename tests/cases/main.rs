@@ -8,6 +8,7 @@ mod ground;
 mod hp;
 mod ibm;
 mod outages;
+mod pods;
 mod refusals;
 mod requests;
 mod sdb;
@@ -90,10 +91,11 @@ fn main() -> ExitCode {
 }
 
 /// All scenarios, in the order in which they are played: the ground first, what takes longest last.
-const ALL: [&[Case]; 9] = [
+const ALL: [&[Case]; 10] = [
     ground::CASES,
     refusals::CASES,
     requests::CASES,
+    pods::CASES,
     tt::CASES,
     sdb::CASES,
     ibm::CASES,

@@ -12,6 +12,7 @@ pub(crate) const CASES: &[Case] = &[
     ("bad_specs_are_refused", bad_specs),
     ("unknown_requests_are_refused", unknown_requests),
     ("strangers_are_refused", strangers),
+    ("a_volume_of_another_pair_is_refused", volume_of_another_pair),
 ];
 
 fn bad_specs(stage: &Stage<'_>) -> Result<()> {
@@ -175,4 +176,37 @@ fn knock(address: &str, name: &str, trust: &Value, identity: &Value) -> Result<(
     // With TLS 1.3 a client learns only now what was thought of its certificate.
     let mut word = [0; 1];
     rustls::Stream::new(&mut connection, &mut stream).read_exact(&mut word).context("refused")
+}
+
+/// The volume that b gets was a member of another pair: nothing on it is touched, and it counts for nothing.
+fn volume_of_another_pair(stage: &Stage<'_>) -> Result<()> {
+    let first = Pair::apply(stage.cluster, stage.namespace, "first", &Wishes::default())?;
+    first.wait_in_sync("a")?;
+    let load = first.load(1, 0)?;
+    load.progress(50, PATIENCE)?;
+    let history = load.finish();
+    first.wait_equal()?;
+    first.kubectl(&["delete", "replicationpair", "first", "--timeout=60s"])?;
+    first
+        .wait(PATIENCE, "the pods to go", |pair| Ok(pair.kubectl(&["get", "pods", "-o", "name"])?.trim().is_empty()))?;
+
+    let node = stage.cluster.node("n2")?;
+    let volume = format!("{}-second-b", stage.namespace);
+    node.create_volume(&volume, 512, "")?;
+    let claim = json!({"spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+        "namespace": stage.namespace, "name": "tandem-backing-second-b-0"}}});
+    stage.cluster.kubectl(&["patch", "persistentvolume", &volume, "-p", &claim.to_string()])?;
+    let [from, to] = [first.volume("b"), volume.clone()].map(|volume| node.path(&format!("/mnt/{volume}")));
+    let (from, to) = (from?.join("."), to?);
+    first.run("cp", &["-a", &from.display().to_string(), &to.display().to_string()])?;
+
+    let second = Pair::apply(stage.cluster, stage.namespace, "second", &Wishes::default())?;
+    second.wait(PATIENCE, "the volume to be known as another pair's", |pair| {
+        Ok(pair.condition("ManualActionRequired")? == ("True".into(), "OtherPair".into()))
+    })?;
+    second.wait_active("a")?;
+    ensure!(second.condition("InSync")?.0 != "True", "another pair's volume counts as a copy");
+    let kept = std::fs::read_to_string(to.join("records/0"))?;
+    let lines: Vec<String> = kept.lines().map(|k| format!("record 0 {k}")).collect();
+    history.judge(&lines).clean()
 }

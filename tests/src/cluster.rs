@@ -159,9 +159,15 @@ impl Cluster {
         })
     }
 
-    /// One of the built programs.
+    /// Whether somebody else runs it.
+    pub fn is_foreign(&self) -> bool {
+        self.foreign.is_some()
+    }
+
+    /// One of the built programs; for a cluster that somebody else runs, what is installed here will do.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.cache.join("bin").join(name)
+        let built = self.cache.join("bin").join(name);
+        if self.foreign.is_some() && !built.exists() { PathBuf::from(name) } else { built }
     }
 
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {

@@ -33,19 +33,35 @@ pub fn load_product(cluster: &Cluster, from: Option<&Path>, only: &[String]) -> 
     Ok(())
 }
 
+/// The image of one of the product's programs: built here, or wherever the nodes of somebody else's cluster find it.
+fn image_name(cluster: &Cluster, part: &str) -> Result<String> {
+    if !cluster.is_foreign() {
+        return Ok(format!("localhost/tandem-{part}:test"));
+    }
+    let names = std::env::var("TANDEM_IMAGES").ok().filter(|names| names.contains('*') && names.contains(':'));
+    let names = names.context(
+        "TANDEM_IMAGES must say where the nodes find the images, with a star for operator, replicator and node: \
+         registry.example/tandem-*:v1",
+    )?;
+    Ok(names.replace('*', part))
+}
+
 /// Builds and loads all images, and installs the chart, as a user would.
 pub fn install(cluster: &Cluster) -> Result<()> {
-    load_product(cluster, None, &[])?;
-    load_workload(cluster)?;
+    if !cluster.is_foreign() {
+        load_product(cluster, None, &[])?;
+        load_workload(cluster)?;
+    }
+    let policy = if cluster.is_foreign() { "IfNotPresent" } else { "Never" };
     let chart = crate::cluster::repository().join("charts/tandem").display().to_string();
     let mut command = cluster.helm_command();
     command.args(["upgrade", "--install", "tandem", &chart, "--namespace", "tandem-system", "--create-namespace"]);
     for (name, _) in PRODUCT {
+        let full = image_name(cluster, name)?;
+        let (repository, tag) = full.rsplit_once(':').context("an image has a tag")?;
         let image = format!("{name}.image");
-        command.args([
-            "--set",
-            &format!("{image}.repository=localhost/tandem-{name},{image}.tag=test,{image}.pullPolicy=Never"),
-        ]);
+        command
+            .args(["--set", &format!("{image}.repository={repository},{image}.tag={tag},{image}.pullPolicy={policy}")]);
     }
     shell::run(&mut command).context("install the chart")?;
     // The images have the same names as before: pods that run older ones are replaced.

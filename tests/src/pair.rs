@@ -56,14 +56,20 @@ fn workload() -> Value {
 
 /// A database server as users run it: its own user, its folder made by its own tools on the first start.
 pub fn postgresql() -> Value {
+    postgresql_in(crate::images::WORKLOAD, "Never")
+}
+
+/// The same in another image, if that has PostgreSQL where Debian keeps it.
+pub fn postgresql_in(image: &str, policy: &str) -> Value {
     let first = "test -s /data/db/PG_VERSION || { mkdir -p /data/db && chmod 700 /data/db && \
         $bin/initdb -D /data/db -U postgres -A trust --data-checksums --no-locale -E UTF8 && \
         echo 'host all all all trust' >> /data/db/pg_hba.conf; }";
     let script = format!(
-        "bin=/usr/lib/postgresql/15/bin; {first} && exec $bin/postgres -D /data/db -c listen_addresses='*' -c unix_socket_directories=/tmp"
+        "bin=$(ls -d /usr/lib/postgresql/*/bin | tail -n 1); {first} && \
+         exec $bin/postgres -D /data/db -c listen_addresses='*' -c unix_socket_directories=/tmp"
     );
     json!({
-        "name": "postgres", "image": "localhost/tandem-workload:test", "imagePullPolicy": "Never",
+        "name": "postgres", "image": image, "imagePullPolicy": policy,
         "command": ["/bin/sh", "-c", script],
         "securityContext": {"runAsUser": 999, "runAsGroup": 999},
         "ports": [{"name": "sql", "containerPort": 5432}],
@@ -71,6 +77,10 @@ pub fn postgresql() -> Value {
         "volumeMounts": [{"name": "data", "mountPath": "/data"}],
     })
 }
+
+/// The pod that talks to a database in a cluster whose Services this machine does not reach.
+const CLIENT: &str = "sql-client";
+const PSQL: &str = "PGCONNECT_TIMEOUT=3 exec $(ls -d /usr/lib/postgresql/*/bin | tail -n 1)/psql \"$@\"";
 
 impl Pair {
     /// Makes the members' volumes and applies the pair. Returns at once: `wait` says when it is what it should be.
@@ -214,7 +224,18 @@ impl Pair {
 
     /// Runs a statement through the Service, as a client of PostgreSQL.
     pub fn sql(&self, text: &str) -> Result<String> {
-        self.run("psql", &["-h", &self.address()?, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-qAtc", text])
+        let ask = ["-U", "postgres", "-v", "ON_ERROR_STOP=1", "-qAtc", text];
+        if self.cluster.is_foreign() {
+            let within = ["exec", CLIENT, "--", "/bin/sh", "-c", PSQL, "psql", "-h", &self.name];
+            return self.kubectl(&[&within[..], &ask].concat());
+        }
+        self.run("psql", &[&["-h", &self.address()?][..], &ask].concat())
+    }
+
+    /// Starts the pod that `sql` speaks from, in a cluster that somebody else runs.
+    pub fn start_client(&self, image: &str) -> Result<()> {
+        self.kubectl(&["run", CLIENT, "--image", image, "--restart=Never", "--command", "--", "/bin/sleep", "86400"])?;
+        self.kubectl(&["wait", "pod", CLIENT, "--for=condition=Ready", "--timeout=300s"]).map(drop)
     }
 
     /// Waits until PostgreSQL answers through the Service.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tandem_tests::cluster::trouble::Keeps;
 use tandem_tests::cluster::{Cluster, built};
-use tandem_tests::pair::{Pair, Wishes, postgresql};
+use tandem_tests::pair::{Pair, Wishes, postgresql, postgresql_in};
 
 const NAMESPACE: &str = "demo";
 
@@ -47,43 +47,61 @@ impl Story {
 
 fn play() -> Result<bool> {
     let mut story = Story { began: Instant::now(), lines: Vec::new() };
-    println!("Programs are built and a cluster started; the first time this takes about a quarter of an hour.");
-    let by_hand = built("cluster")?;
-    step(Command::new(&by_hand).arg("up"))?;
-    story.tell("a Kubernetes of two nodes runs");
-    step(Command::new(&by_hand).arg("install"))?;
+    if std::env::var_os("TEST_KUBECONFIG").is_none() {
+        println!("Programs are built and a cluster started; the first time this takes about a quarter of an hour.");
+    }
+    let cluster = Cluster::here();
+    if cluster.is_foreign() {
+        tandem_tests::images::install(&cluster)?;
+    } else {
+        let by_hand = built("cluster")?;
+        step(Command::new(&by_hand).arg("up"))?;
+        story.tell("a Kubernetes of two nodes runs");
+        step(Command::new(&by_hand).arg("install"))?;
+    }
     story.tell("the chart is installed");
 
-    let cluster = Cluster::here();
     cluster.enter()?;
     cluster.kubectl(&["delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true"])?;
     cluster.delete_volumes(&format!("{NAMESPACE}-"))?;
     cluster.kubectl(&["create", "namespace", NAMESPACE])?;
-    let wishes = Wishes {
-        mebibytes: 1024,
-        container: postgresql(),
-        spec: json!({"template": {"spec": {"securityContext": {"fsGroup": 999}}}}),
-    };
-    let pair = Pair::apply(&cluster, NAMESPACE, "orders", &wishes)?;
+    let pair = if cluster.is_foreign() { elsewhere(&cluster)? } else { here(&cluster)? };
     story.tell("pair `orders` is applied: PostgreSQL, its files on two nodes");
     pair.wait_in_sync("a")?;
     pair.wait_sql()?;
-    story.tell("both members hold everything; member a leads on node n1");
+    let home = pair.pod("a")?["spec"]["nodeName"].as_str().unwrap_or_default().to_string();
+    story.tell(format!("both members hold everything; member a leads on node {home}"));
     print!("{}", pair.kubectl(&["get", "replicationpairs"])?);
 
     pair.sql("create table ledger (k bigint primary key, at timestamptz default now())")?;
     let writer = Writer::start(&pair)?;
     writer.wait_for(200)?;
-    story.tell(format!("{} rows are acknowledged; node n1 is killed, with everything in it", writer.acknowledged()));
     let killed = Instant::now();
-    let node = cluster.node("n1")?;
-    node.kill(Keeps::OnlySynced)?;
+    if cluster.is_foreign() {
+        // Its node is not ours to break.
+        story.tell(format!(
+            "{} rows are acknowledged; member a is killed, and not let back on {home}",
+            writer.acknowledged()
+        ));
+        cluster.kubectl(&["cordon", &home])?;
+        pair.kubectl(&["delete", "pod", "orders-a-0", "--grace-period=0", "--force"])?;
+    } else {
+        story.tell(format!(
+            "{} rows are acknowledged; node {home} is killed, with everything in it",
+            writer.acknowledged()
+        ));
+        cluster.node(&home)?.kill(Keeps::OnlySynced)?;
+    }
     let before = writer.acknowledged();
     writer.wait_for(before + 200)?;
     let outage = writer.outage(killed);
     story.tell(format!("member b serves: no write was acknowledged for {:.1} s", outage.as_secs_f64()));
-    node.start()?;
-    story.tell("node n1 is back");
+    if cluster.is_foreign() {
+        cluster.kubectl(&["uncordon", &home])?;
+    } else {
+        cluster.node(&home)?.start()?;
+    }
+    story.tell(format!("node {home} is back"));
     pair.wait_in_sync("b")?;
     story.tell("member a holds everything again, as the replicant");
     pair.annotate("failback", &format!("demo-{}", std::process::id()))?;
@@ -107,9 +125,45 @@ fn play() -> Result<bool> {
         println!("FAILED: acknowledged rows are missing, the first is {:?}", missing.first());
     }
     println!(
-        "The cluster stays up: `cargo run -p tandem-tests --bin cluster -- kubectl get pairs -A`; `cargo demo -- down` removes it."
+        "{}",
+        if cluster.is_foreign() {
+            "The namespace `demo` and the chart stay: look with `kubectl get pairs -A`."
+        } else {
+            "The cluster stays up: `cargo run -p tandem-tests --bin cluster -- kubectl get pairs -A`; `cargo demo -- down` removes it."
+        }
     );
     Ok(missing.is_empty())
+}
+
+/// On our own cluster, with volumes of its nodes.
+fn here(cluster: &Cluster) -> Result<Pair> {
+    let wishes = Wishes { mebibytes: 1024, container: postgresql(), spec: user_of_its_own() };
+    Pair::apply(cluster, NAMESPACE, "orders", &wishes)
+}
+
+/// On the cluster that `TEST_KUBECONFIG` names: with its storage (`TEST_STORAGE_CLASS`, or the default class), and an image
+/// that it can pull (`TEST_POSTGRES_IMAGE`).
+fn elsewhere(cluster: &Cluster) -> Result<Pair> {
+    let image = std::env::var("TEST_POSTGRES_IMAGE").unwrap_or_else(|_| "postgres:17".into());
+    let mut claim = json!({
+        "accessModes": ["ReadWriteOncePod"], "resources": {"requests": {"storage": "500Mi"}},
+    });
+    if let Ok(class) = std::env::var("TEST_STORAGE_CLASS") {
+        claim["storageClassName"] = json!(class);
+    }
+    let mut spec = user_of_its_own();
+    spec["template"]["spec"]["containers"] = json!([postgresql_in(&image, "IfNotPresent")]);
+    spec["volumeClaimTemplate"] = json!({"spec": claim});
+    spec["preferredMaster"] = json!("a");
+    let pair = Pair { cluster: cluster.clone(), namespace: NAMESPACE.into(), name: "orders".into() };
+    pair.apply_manifest(&json!({"apiVersion": "tandem.dev/v1alpha1", "kind": "ReplicationPair",
+        "metadata": {"name": pair.name, "namespace": NAMESPACE}, "spec": spec}))?;
+    pair.start_client(&image)?;
+    Ok(pair)
+}
+
+fn user_of_its_own() -> serde_json::Value {
+    json!({"template": {"spec": {"securityContext": {"fsGroup": 999}}}})
 }
 
 fn step(command: &mut Command) -> Result<()> {
@@ -128,7 +182,6 @@ struct Writer {
 impl Writer {
     fn start(pair: &Pair) -> Result<Self> {
         let pair = Pair { cluster: pair.cluster.clone(), namespace: pair.namespace.clone(), name: pair.name.clone() };
-        pair.address()?;
         let stop = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(std::sync::Mutex::new(Vec::new()));
         let thread = std::thread::spawn({

@@ -11,13 +11,17 @@ use std::time::Instant;
 const KUBERNETES: &str = "v1.36.4";
 const STAGING: &str = "v0.36.4";
 const CONTAINERD: &str = "v2.2.1";
+const RUNC: &str = "v1.3.3";
 const ETCD: &str = "v3.6.8";
 const HELM: &str = "v4.3.1";
 const COREDNS: &str = "v1.15.0";
 
 /// A Debian package, and a file that is there once it is installed.
 const PACKAGES: &[(&str, &str)] = &[
-    ("runc", "/usr/sbin/runc"),
+    // What runc is built with.
+    ("gcc", "/usr/bin/gcc"),
+    ("pkg-config", "/usr/bin/pkg-config"),
+    ("libseccomp-dev", "/usr/include/seccomp.h"),
     ("containernetworking-plugins", "/usr/lib/cni/bridge"),
     ("nftables", "/usr/sbin/nft"),
     ("iproute2", "/usr/sbin/ip"),
@@ -123,6 +127,13 @@ fn modules() -> Vec<Module> {
             flags: format!(" -X github.com/containerd/containerd/v2/version.Version={CONTAINERD}"),
         },
         Module {
+            // Debian's is too old for pods with users of their own.
+            name: "runc",
+            requires: format!("github.com/opencontainers/runc@{RUNC}"),
+            programs: vec![("runc", "github.com/opencontainers/runc".into())],
+            flags: format!(" -X main.version={RUNC}"),
+        },
+        Module {
             name: "etcd",
             requires: format!("go.etcd.io/etcd/server/v3@{ETCD}"),
             programs: vec![("etcd", "go.etcd.io/etcd/server/v3".into())],
@@ -213,7 +224,12 @@ fn build(cache: &Path, source: &Path, module: &Module, name: &str, package: &str
     let unfinished = cache.join("bin").join(format!(".{name}"));
     let mut command = go(source);
     command.arg("build").arg("-trimpath").arg("-o").arg(&unfinished);
-    command.arg("-ldflags").arg(format!("-s -w {}", module.flags)).arg(package);
+    command.arg("-ldflags").arg(format!("-s -w {}", module.flags));
+    if module.name == "runc" {
+        // The only one with parts in C: it enters namespaces before Go's threads start, and filters system calls.
+        command.env("CGO_ENABLED", "1").args(["-tags", "seccomp"]);
+    }
+    command.arg(package);
     shell::run(&mut command)?;
     fs::rename(&unfinished, cache.join("bin").join(name)).with_context(|| format!("place {name}"))?;
     eprintln!("  {name} built in {:.0} s", started.elapsed().as_secs_f64());

@@ -209,7 +209,9 @@ disabled_plugins = [\"io.containerd.nri.v1.nri\"]
   runtime_type = \"io.containerd.runc.v2\"
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
   SystemdCgroup = false
-"
+  BinaryName = \"{runc}\"
+",
+                runc = cluster.program("runc").display()
             ),
         )?;
         write("kubelet.yaml", format!(
