@@ -58,6 +58,8 @@ use obey::{Act, Orders};
 
 /// How often time passes for the member.
 const TICK: Duration = Duration::from_millis(100);
+/// How long the end of this process waits for the peer to take its last words.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Why a member could not begin, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -287,6 +289,7 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
         conductor.remember_copy().await;
     }
     conductor.close();
+    conductor.link.finish(LAST_WORDS).await;
     Ok(conductor.ended.unwrap_or(Exit::Terminated))
 }
 

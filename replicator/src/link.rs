@@ -216,6 +216,8 @@ struct Session {
     ack: Mutex<Outgoing>,
     wake: Notify,
     close: watch::Sender<Option<String>>,
+    /// Nothing is read or written any more, our farewell included.
+    over: watch::Sender<bool>,
     echo: AtomicU64,
 }
 
@@ -439,6 +441,22 @@ impl LinkHandle {
         }
     }
 
+    /// Ends the connection after everything that was said on it has left: the last words of a process that ends in order.
+    /// A peer that does not listen is not waited for any longer than `patience`.
+    pub async fn finish(&self, patience: Duration) {
+        let Some(session) = self.shared.session.lock().clone() else { return };
+        let end = async {
+            while session.control.capacity() < session.control.max_capacity() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            session.close.send_replace(Some("this member ends".into()));
+            session.over.subscribe().wait_for(|over| *over).await.map(drop)
+        };
+        if !matches!(timeout(patience, end).await, Ok(Ok(()))) {
+            tracing::info!("the peer did not take the last words in time");
+        }
+    }
+
     /// Ends when the connection does; at once if it has.
     pub async fn gone(&self, session: u64) {
         let Ok(session) = self.session(session) else { return };
@@ -617,6 +635,7 @@ where
             ack: Mutex::default(),
             wake: Notify::new(),
             close: watch::Sender::new(None),
+            over: watch::Sender::new(false),
             echo: AtomicU64::new(0),
         });
         let queues = Queues { control: control_out, records: records_out, bulk: bulk_out };
@@ -664,6 +683,7 @@ where
     if timeout(Duration::from_millis(200), writer.shutdown()).await.is_err() {
         tracing::debug!("peer did not take the farewell");
     }
+    session.over.send_replace(true);
     let event = LinkEvent::Down { session: session.number, evidence: end.evidence(), why: end.to_string() };
     drop(inlets.events.send(event));
 }

@@ -172,6 +172,25 @@ fn two_copies_or_none_from_the_first_moment() {
 }
 
 #[test]
+fn a_replicant_that_ends_in_order_is_not_waited_for() {
+    let mut pair = Pair::new(18);
+    // By silence it would be missed after minutes, and be taken in again after more of them.
+    let slow = json!({"settings": {"interval": 60_000, "stable": 600_000, "active_minimum": 600_000}});
+    for member in ["a", "b"] {
+        pair.wish(member, slow.clone());
+        pair.start(member);
+    }
+    pair.wait_in_sync("a");
+    assert_eq!(append(&pair.mount("a").join("log"), 0, 20), 20);
+    pair.stop("b");
+    pair.wait("a to go on alone", || pair.shown("a")["state"] == "PrimaryAlone");
+    assert_eq!(append(&pair.mount("a").join("log"), 20, 20), 40);
+    pair.start("b");
+    pair.wait_in_sync("a");
+    judge(&pair.volume("b").join("log"), 40);
+}
+
+#[test]
 fn an_order_is_carried_out_once_and_answered() {
     // A volume that belongs to another pair, journal and all.
     let mut other = Pair::new(16);

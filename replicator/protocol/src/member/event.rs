@@ -125,6 +125,8 @@ pub enum Control {
     },
     /// Not spoken to, and why.
     Refused(Refusal),
+    /// Replicant: this process ends in order: go on without me until I am back.
+    Leaving,
 }
 
 /// What a human or the operator asks of one member.

@@ -145,6 +145,18 @@ impl Member {
         self.lose_peer(true, out);
     }
 
+    /// The peer's own word: it takes nothing more on this connection.
+    pub(super) fn peer_stops_following(&mut self, out: &mut Vec<Effect>) {
+        if self.leads().is_none() {
+            return;
+        }
+        if let Some(link) = &mut self.link {
+            link.following = false;
+        }
+        out.push(Effect::StopShipping);
+        self.lose_peer(true, out);
+    }
+
     /// The peer no longer follows. `said`: there is no doubt, so no need to wait for its silence.
     pub(super) fn lose_peer(&mut self, said: bool, out: &mut Vec<Effect>) {
         let now = self.times.now;
@@ -415,6 +427,10 @@ impl Member {
             State::Draining(_) => {}
             State::Uncertain { .. } | State::Alone | State::Joining(_) | State::Opening => self.end_alone(out),
             State::Secondary { .. } | State::Fenced | State::Starting => {
+                if self.leads().is_none() && self.link.as_ref().is_some_and(|link| link.following) {
+                    // Else the master would find out by silence, and writes would wait for as long.
+                    self.say(Control::Leaving, out);
+                }
                 out.push(Effect::SyncJournal);
                 self.exit(Exit::Terminated, out);
             }

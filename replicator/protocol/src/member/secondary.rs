@@ -117,14 +117,12 @@ impl Member {
                 });
                 self.api.look = !self.is_certified();
             }
-            Control::CannotFollow => {
-                if self.leads().is_some() {
-                    if let Some(link) = &mut self.link {
-                        link.following = false;
-                    }
-                    out.push(Effect::StopShipping);
-                    self.lose_peer(true, out);
-                }
+            Control::CannotFollow => self.peer_stops_following(out),
+            Control::Leaving => {
+                // Who says so is no flapping peer: when it is back it is taken in at once.
+                let join_not_before = self.times.join_not_before;
+                self.peer_stops_following(out);
+                self.times.join_not_before = join_not_before;
             }
             Control::Nominate { request } => self.asked_to_hand_over(request, out),
             Control::Declined { request } => {

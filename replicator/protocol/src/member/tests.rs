@@ -349,6 +349,11 @@ impl World {
                 node.call = None;
                 // The pod goes, the application with it.
                 node.pod += 1;
+                // Its last words may arrive.
+                let said = self.conn.as_ref().map_or(0, |conn| conn.words[1 - of].len());
+                if self.calm || self.dice.one_in(2) {
+                    (0..said).for_each(|_| self.deliver(1 - of));
+                }
                 self.disconnect(Evidence::Reset, Some(of));
                 return false;
             }
@@ -805,6 +810,28 @@ fn a_peer_that_had_to_begin_anew_ends_the_wait_of_two_copies_or_none() {
         world.round();
     }
     assert_eq!(world.nodes[master].member.state_name(), StateName::PrimaryActive, "{:?}", world.nodes[master].member);
+}
+
+#[test]
+fn a_replicant_that_leaves_in_order_is_not_waited_for_and_taken_in_at_once() {
+    // Silence and flapping alike would take longer than this test.
+    let (mut world, master) = founded(Settings {
+        interval: 1_000_000,
+        active_minimum: 1_000_000,
+        stable: 1_000_000,
+        join_within: 4,
+        ..Settings::default()
+    });
+    world.tell(1 - master, Event::Terminate);
+    assert!(!world.nodes[1 - master].alive);
+    let reaches = |world: &mut World, state| {
+        (0..400).any(|_| {
+            world.round();
+            world.nodes[master].member.state_name() == state
+        })
+    };
+    assert!(reaches(&mut world, StateName::PrimaryAlone), "{:?}", world.nodes[master].member);
+    assert!(reaches(&mut world, StateName::PrimaryActive), "{:?}", world.nodes[master].member);
 }
 
 #[test]
