@@ -337,11 +337,7 @@ impl Cluster {
             format!("--cluster-signing-key-file={folder}/pki/ca.key"),
         ]);
         self.start("control", "controllers", &controllers)?;
-        let mut scheduler = Command::new("kube-scheduler");
-        for flag in ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"] {
-            scheduler.arg(format!("--{flag}={folder}/scheduler.kubeconfig"));
-        }
-        self.start("control", "scheduler", scheduler.arg("--leader-elect=false"))?;
+        self.start_scheduler()?;
         let zone = format!(
             "cluster.local:53 {{\n bind {API}\n kubernetes cluster.local {{\n  kubeconfig {folder}/admin.kubeconfig\n  ttl 1\n }}\n}}\n"
         );
@@ -362,6 +358,15 @@ impl Cluster {
             .context("write proxy.yaml")?;
         self.start("control", "proxy", Command::new("kube-proxy").args(["--config", &file.display().to_string()]))?;
         self.apply(STORAGE)
+    }
+
+    pub(crate) fn start_scheduler(&self) -> Result<()> {
+        let folder = self.folder.display();
+        let mut scheduler = Command::new("kube-scheduler");
+        for flag in ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"] {
+            scheduler.arg(format!("--{flag}={folder}/scheduler.kubeconfig"));
+        }
+        self.start("control", "scheduler", scheduler.arg("--leader-elect=false")).map(drop)
     }
 
     pub(crate) fn start_api_server(&self) -> Result<()> {

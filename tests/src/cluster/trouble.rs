@@ -289,7 +289,12 @@ impl Cluster {
 
     pub fn resume_api_server(&self) -> Result<()> {
         self.start_api_server()?;
-        wait(Duration::from_secs(60), "the API server", || self.kubectl(&["get", "--raw", "/readyz"]).is_ok())
+        wait(Duration::from_secs(60), "the API server", || self.kubectl(&["get", "--raw", "/readyz"]).is_ok())?;
+        // The scheduler ends by itself when it finds that it has missed too much, and here nobody would start it again.
+        if let Some(old) = self.process("scheduler").ok().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
+            kill_process(old, Signal::KILL).context("end the scheduler")?;
+        }
+        self.start_scheduler()
     }
 }
 
