@@ -191,11 +191,7 @@ fn volume_of_another_pair(stage: &Stage<'_>) -> Result<()> {
         .wait(PATIENCE, "the pods to go", |pair| Ok(pair.kubectl(&["get", "pods", "-o", "name"])?.trim().is_empty()))?;
 
     let node = stage.cluster.node("n2")?;
-    let volume = format!("{}-second-b", stage.namespace);
-    node.create_volume(&volume, 512, "")?;
-    let claim = json!({"spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-        "namespace": stage.namespace, "name": "tandem-backing-second-b-0"}}});
-    stage.cluster.kubectl(&["patch", "persistentvolume", &volume, "-p", &claim.to_string()])?;
+    let volume = Pair::volume_for(stage.cluster, stage.namespace, "second", "b", 512)?;
     let [from, to] = [first.volume("b"), volume.clone()].map(|volume| node.path(&format!("/mnt/{volume}")));
     let (from, to) = (from?.join("."), to?);
     first.run("cp", &["-a", &from.display().to_string(), &to.display().to_string()])?;

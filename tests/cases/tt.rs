@@ -17,11 +17,7 @@ pub(crate) const CASES: &[Case] = &[
 /// A volume with an application's files becomes the master's; the files stay where they are.
 fn enable(stage: &Stage<'_>) -> Result<()> {
     let n1 = stage.cluster.node("n1")?;
-    let volume = format!("{}-orders-a", stage.namespace);
-    n1.create_volume(&volume, 1024, "")?;
-    let claim = json!({"spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-        "namespace": stage.namespace, "name": "tandem-backing-orders-a-0"}}});
-    stage.cluster.kubectl(&["patch", "persistentvolume", &volume, "-p", &claim.to_string()])?;
+    let volume = Pair::volume_for(stage.cluster, stage.namespace, "orders", "a", 1024)?;
     let files = n1.path(&format!("/mnt/{volume}/files"))?;
     std::fs::create_dir_all(&files)?;
     for number in 0..100 {
@@ -71,11 +67,7 @@ fn refuse_two_masters(stage: &Stage<'_>) -> Result<()> {
 
 fn dirty_replicant(stage: &Stage<'_>) -> Result<()> {
     let n2 = stage.cluster.node("n2")?;
-    let volume = format!("{}-orders-b", stage.namespace);
-    n2.create_volume(&volume, 512, "")?;
-    let claim = json!({"spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-        "namespace": stage.namespace, "name": "tandem-backing-orders-b-0"}}});
-    stage.cluster.kubectl(&["patch", "persistentvolume", &volume, "-p", &claim.to_string()])?;
+    let volume = Pair::volume_for(stage.cluster, stage.namespace, "orders", "b", 512)?;
     let precious = n2.path(&format!("/mnt/{volume}/precious"))?;
     std::fs::write(&precious, "the only copy")?;
     let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;

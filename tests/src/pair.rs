@@ -87,18 +87,28 @@ impl Pair {
     pub fn apply(cluster: &Cluster, namespace: &str, name: &str, wishes: &Wishes) -> Result<Self> {
         let pair = Self { cluster: cluster.clone(), namespace: namespace.into(), name: name.into() };
         for (member, node) in [("a", "n1"), ("b", "n2")] {
-            let volume = pair.volume(member);
-            let node = cluster.node(node)?;
-            if !node.volumes()?.contains(&volume) {
-                node.create_volume(&volume, wishes.mebibytes, "")?;
-                // Reserved for this member: volumes of other pairs on the node look just the same.
-                let claim = json!({"spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
-                    "namespace": namespace, "name": format!("tandem-backing-{name}-{member}-0")}}});
-                cluster.kubectl(&["patch", "persistentvolume", &volume, "-p", &claim.to_string()])?;
+            if !cluster.node(node)?.volumes()?.contains(&pair.volume(member)) {
+                pair.make_volume(member, wishes.mebibytes)?;
             }
         }
         pair.apply_manifest(&pair.manifest(wishes))?;
         Ok(pair)
+    }
+
+    /// A volume for a member of a pair that need not be there yet; its name.
+    pub fn volume_for(cluster: &Cluster, namespace: &str, name: &str, member: &str, mebibytes: u64) -> Result<String> {
+        let pair = Self { cluster: cluster.clone(), namespace: namespace.into(), name: name.into() };
+        pair.make_volume(member, mebibytes)
+    }
+
+    fn make_volume(&self, member: &str, mebibytes: u64) -> Result<String> {
+        let volume = self.volume(member);
+        self.cluster.node(if member == "a" { "n1" } else { "n2" })?.create_volume(&volume, mebibytes, "")?;
+        // Reserved for this member: volumes of other pairs on the node look just the same.
+        let claim = json!({"spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "namespace": self.namespace, "name": format!("tandem-backing-{}-{member}-0", self.name)}}});
+        self.cluster.kubectl(&["patch", "persistentvolume", &volume, "-p", &claim.to_string()])?;
+        Ok(volume)
     }
 
     /// Applies a pair without making volumes: for what must be refused.
