@@ -447,13 +447,14 @@ pub fn repository() -> PathBuf {
 /// A program of the workspace, built when its sources are newer.
 pub fn built(program: &str) -> Result<PathBuf> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // The whole workspace, always: another choice of packages is another choice of their dependencies' features, and
-    // would compile all of those again.
-    command.current_dir(repository()).args(["build", "--quiet", "--workspace", "--bins", "--message-format=json"]);
+    // The whole workspace with its tests, always: another choice is another choice of the dependencies' features, and would
+    // compile all of those again.
+    let words = ["build", "--quiet", "--workspace", "--lib", "--bins", "--tests", "--message-format=json"];
+    command.current_dir(repository()).args(words);
     let printed = shell::run(&mut command)?;
     let messages = printed.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let found = messages
-        .filter(|message| message["target"]["name"] == program)
+        .filter(|message| message["target"]["name"] == program && message["profile"]["test"] == false)
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .next_back();
     found.with_context(|| format!("cargo did not say where {program} is"))

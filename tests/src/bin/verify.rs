@@ -151,10 +151,12 @@ fn dependencies() -> Result<()> {
     if !program.exists() {
         let root = tools.display().to_string();
         let build = cache().join("tools/build").display().to_string();
+        // Not optimised: it is built more often than it would save time.
         eprintln!("building cargo-deny (once, some minutes)");
         cargo(&[
             "install",
             "--quiet",
+            "--debug",
             "--locked",
             "--root",
             &root,
