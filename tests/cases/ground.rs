@@ -105,7 +105,7 @@ fn links(stage: &Stage<'_>) -> Result<()> {
         plain.node.heal(&container)?;
         plain.wait_serving()?;
     }
-    plain.node.cut(&container, &Cut::both(Cut::api()))?;
+    plain.node.cut(&container, &Cut::both(From::Api))?;
     plain.node.heal(&container)?;
     plain.node.set_link(false)?;
     ensure!(plain.ask("who").is_err(), "an answer came through a link that is down");

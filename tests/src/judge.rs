@@ -77,6 +77,40 @@ pub struct Event {
     pub outcome: Outcome,
 }
 
+/// Which clients work, and how.
+#[derive(Clone, Debug)]
+pub struct Clients {
+    /// Their numbers begin here.
+    pub first: usize,
+    pub count: usize,
+    /// At most so many requests of each in a second; 0: no limit.
+    pub per_second: u64,
+    /// A client that was not answered for so long connects anew.
+    pub patience: Duration,
+    pub what: Task,
+}
+
+/// Clients of one table share its numbers.
+pub const ROWS_OF_A_CLIENT: u64 = 1_000_000;
+
+/// What clients ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// A record at the end of the client's own file.
+    Append,
+    /// A row of an SQLite database with this journal mode.
+    Insert(&'static str),
+}
+
+impl Task {
+    fn request(self, client: usize, k: u64) -> String {
+        match self {
+            Task::Append => format!("append {client} {k}"),
+            Task::Insert(mode) => format!("insert {mode} {}", client as u64 * ROWS_OF_A_CLIENT + k),
+        }
+    }
+}
+
 /// Clients at work.
 pub struct Load {
     stop: Arc<AtomicBool>,
@@ -89,15 +123,21 @@ impl Load {
     /// `clients` threads append records through `address`, each as fast as it is answered, but at most `per_second` (0: no
     /// limit). A client that was not answered within two seconds connects anew.
     pub fn start(address: &str, clients: usize, per_second: u64) -> Self {
+        let patience = Duration::from_secs(2);
+        Self::of(address, &Clients { first: 0, count: clients, per_second, patience, what: Task::Append })
+    }
+
+    /// The same, with everything said.
+    pub fn of(address: &str, clients: &Clients) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let history = Arc::new(Mutex::new(Vec::new()));
         let acknowledged = Arc::new(AtomicU64::new(0));
-        let threads = (0..clients)
+        let threads = (clients.first..clients.first + clients.count)
             .map(|client| {
                 let (stop, history, acknowledged) =
                     (Arc::clone(&stop), Arc::clone(&history), Arc::clone(&acknowledged));
-                let address = address.to_string();
-                std::thread::spawn(move || run_client(client, &address, per_second, &stop, &history, &acknowledged))
+                let (address, clients) = (address.to_string(), clients.clone());
+                std::thread::spawn(move || run_client(client, &address, &clients, &stop, &history, &acknowledged))
             })
             .collect();
         Self { stop, history, acknowledged, threads }
@@ -106,6 +146,14 @@ impl Load {
     /// How many records were acknowledged so far.
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Acquire)
+    }
+
+    /// What was answered since a moment, in the order of the answers.
+    pub fn since(&self, from: Instant) -> Vec<Event> {
+        let history = self.history.lock().unwrap();
+        let mut found: Vec<Event> = history.iter().rev().take_while(|event| event.answered >= from).cloned().collect();
+        found.reverse();
+        found
     }
 
     /// Waits until this many more records were acknowledged.
@@ -136,12 +184,12 @@ impl Load {
 fn run_client(
     client: usize,
     address: &str,
-    per_second: u64,
+    clients: &Clients,
     stop: &AtomicBool,
     history: &Mutex<Vec<Event>>,
     acknowledged: &AtomicU64,
 ) {
-    let limit = Duration::from_secs(2);
+    let limit = clients.patience;
     let mut conversation = None;
     let mut k = 0;
     while !stop.load(Ordering::Acquire) {
@@ -155,7 +203,7 @@ fn run_client(
             std::thread::sleep(Duration::from_millis(20));
             continue;
         };
-        let outcome = match open.ask(&format!("append {client} {k}")) {
+        let outcome = match open.ask(&clients.what.request(client, k)) {
             Ok(line) if line.starts_with("ok ") => {
                 let pod = line.split_whitespace().nth(3).unwrap_or_default().to_string();
                 acknowledged.fetch_add(1, Ordering::AcqRel);
@@ -172,7 +220,7 @@ fn run_client(
         if refused {
             std::thread::sleep(Duration::from_millis(20));
         }
-        if let Some(pause) = Duration::from_secs(1).checked_div(u32::try_from(per_second).unwrap_or(0)) {
+        if let Some(pause) = Duration::from_secs(1).checked_div(u32::try_from(clients.per_second).unwrap_or(0)) {
             std::thread::sleep(pause.saturating_sub(asked.elapsed()));
         }
     }

@@ -5,6 +5,7 @@
 #![allow(clippy::panic, clippy::unwrap_used)] // a test says what it expects by panicking
 
 pub mod cluster;
+pub mod faults;
 pub mod images;
 pub mod judge;
 pub mod namespace;

@@ -57,7 +57,7 @@ fn put_away(cluster: &Cluster, namespace: &str) -> Result<()> {
 }
 
 /// Objects, events and logs, for whoever has to find out why.
-fn everything(cluster: &Cluster, namespace: &str) -> String {
+pub fn everything(cluster: &Cluster, namespace: &str) -> String {
     let mut told = format!("---- all there is to know about {namespace}\n");
     let mut tell = |title: &str, arguments: &[&str]| {
         let text = cluster.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));

@@ -66,7 +66,7 @@ pub fn postgresql_in(image: &str, policy: &str) -> Value {
         echo 'host all all all trust' >> /data/db/pg_hba.conf; }";
     let script = format!(
         "bin=$(ls -d /usr/lib/postgresql/*/bin | tail -n 1); {first} && \
-         exec $bin/postgres -D /data/db -c listen_addresses='*' -c unix_socket_directories=/tmp"
+         exec $bin/postgres -D /data/db -c listen_addresses='*' -c cluster_name=$HOSTNAME -c unix_socket_directories=/tmp"
     );
     json!({
         "name": "postgres", "image": image, "imagePullPolicy": policy,

@@ -7,6 +7,7 @@
 //! put NAME BYTES    -> ok NAME BYTES POD   a file of that many bytes, written aside, fsynced, renamed, its folder fsynced
 //! remove NAME       -> ok NAME 0 POD       the file is unlinked and the folder fsynced
 //! read              -> record CLIENT K ... end
+//! read CLIENT       -> the same, of one client
 //! list              -> file NAME BYTES DIGEST ... end
 //! insert MODE K     -> ok MODE K POD       K is a row of an SQLite database with this journal mode (wal, delete)
 //! rows MODE         -> row K ... end       after SQLite's own check of its file
@@ -104,6 +105,12 @@ fn answer(state: &State, line: &str, out: &mut impl Write) -> io::Result<()> {
                 for k in fs::read_to_string(entry.path())?.lines() {
                     writeln!(out, "record {} {k}", entry.file_name().to_string_lossy())?;
                 }
+            }
+            writeln!(out, "end")
+        }
+        ["read", client] => {
+            for k in fs::read_to_string(records.join(plain(client)?)).unwrap_or_default().lines() {
+                writeln!(out, "record {client} {k}")?;
             }
             writeln!(out, "end")
         }

@@ -1,5 +1,6 @@
 //! Every check of the project, one after the other, each with its time; the last line says how many held.
 //! `cargo verify -- --only NAME` plays one scenario (or runs one step), `--skip-cluster` leaves the cluster out.
+//! `cargo verify -- --soak MINUTES` plays random faults for so long, and nothing else; `--seed` plays those of a seed again.
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -23,7 +24,19 @@ struct Arguments {
     /// Leaves the cluster up afterwards.
     #[arg(long)]
     keep: bool,
+    /// Only random faults, for so many minutes; the results become the repository's page of them. `--only` chooses kinds.
+    #[arg(long)]
+    soak: Option<u64>,
+    /// The seed that the faults follow from; the day's number if it is not said.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Pairs under faults at once (default: six in a soak, four in the sample that every check plays).
+    #[arg(long)]
+    pairs: Option<usize>,
 }
+
+/// Minutes of random faults in every check.
+const SAMPLE: u64 = 8;
 
 /// What happened to a step.
 struct Tally {
@@ -64,6 +77,12 @@ fn main() -> ExitCode {
         end_when_interrupted(Cluster::here());
     }
     let mut tally = Tally { passed: 0, failed: Vec::new(), only: arguments.only.clone() };
+    let mut stage = Stage { ready: false };
+    if let Some(minutes) = arguments.soak {
+        tally.only.clear();
+        tally.step("faults", || faults(&mut stage, &arguments, minutes));
+        return finish(tally, stage, &arguments);
+    }
     tally.step("format", || cargo(&["fmt", "--all", "--check"]));
     tally.step("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]));
     tally.step("packages", || components::packages().context("install what the tests need"));
@@ -88,12 +107,21 @@ fn main() -> ExitCode {
     tally.step("dependencies", dependencies);
     if !arguments.skip_cluster {
         tally.step("chart", chart);
-        tally.step("scenarios", || scenarios(&arguments));
+        tally.step("scenarios", || scenarios(&mut stage, &arguments));
+        tally.step("faults", || faults(&mut stage, &arguments, SAMPLE));
         // A single scenario: its name is no step's name.
         if tally.passed + tally.failed.len() == 0 {
             tally.only.clear();
-            tally.step("scenarios", || scenarios(&arguments));
+            tally.step("scenarios", || scenarios(&mut stage, &arguments));
         }
+    }
+    finish(tally, stage, &arguments)
+}
+
+fn finish(mut tally: Tally, stage: Stage, arguments: &Arguments) -> ExitCode {
+    if stage.ready && !arguments.keep {
+        tally.only.clear();
+        tally.step("the cluster ends", || by_hand(&["down"]));
     }
     for name in &tally.failed {
         println!("failed: {name}");
@@ -205,19 +233,53 @@ fn chart() -> Result<()> {
     Ok(())
 }
 
-/// Starts the cluster, installs the product as a user would, plays the scenarios, removes the cluster.
-fn scenarios(arguments: &Arguments) -> Result<()> {
-    let by_hand = built("cluster")?;
-    let cluster = |words: &[&str]| run(Command::new(&by_hand).args(words));
-    cluster(&["up"])?;
-    let mut result = cluster(&["install"]);
-    if result.is_ok() {
-        let mut words = vec!["test", "--quiet", "--workspace", "--test", "cases", "--"];
-        words.extend(arguments.only.iter().map(String::as_str).filter(|word| *word != "scenarios"));
-        result = cargo(&words);
+/// The cluster, started by the first step that needs it, with the product installed as a user would.
+struct Stage {
+    ready: bool,
+}
+
+impl Stage {
+    fn ready(&mut self) -> Result<()> {
+        if !self.ready {
+            by_hand(&["up"])?;
+            // From here on there is something to end.
+            self.ready = true;
+            by_hand(&["install"])?;
+        }
+        Ok(())
     }
-    if !arguments.keep {
-        cluster(&["down"])?;
+}
+
+fn by_hand(words: &[&str]) -> Result<()> {
+    run(Command::new(built("cluster")?).args(words))
+}
+
+/// Plays the scenarios.
+fn scenarios(stage: &mut Stage, arguments: &Arguments) -> Result<()> {
+    stage.ready()?;
+    let mut words = vec!["test", "--quiet", "--workspace", "--test", "cases", "--"];
+    words.extend(arguments.only.iter().map(String::as_str).filter(|word| *word != "scenarios"));
+    cargo(&words)
+}
+
+/// Plays random faults.
+fn faults(stage: &mut Stage, arguments: &Arguments, minutes: u64) -> Result<()> {
+    stage.ready()?;
+    let soak = arguments.soak.is_some();
+    let pairs = arguments.pairs.unwrap_or(if soak { 6 } else { 4 });
+    let mut command = Command::new(built("faults")?);
+    command.args(["--minutes", &minutes.to_string(), "--pairs", &pairs.to_string()]);
+    if let Some(seed) = arguments.seed {
+        command.args(["--seed", &seed.to_string()]);
     }
-    result
+    if soak {
+        for word in &arguments.only {
+            command.args(["--only", word]);
+        }
+        // What a part of the faults says is not the results.
+        if arguments.only.is_empty() {
+            command.arg("--keep");
+        }
+    }
+    run(&mut command)
 }

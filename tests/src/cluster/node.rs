@@ -235,6 +235,7 @@ containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 imageMinimumGCAge: 24h
 imageGCHighThresholdPercent: 100
 serializeImagePulls: false
+crashLoopBackOff: {{maxContainerRestartPeriod: 2s}}
 ", group = self.group()
         ))?;
         write(

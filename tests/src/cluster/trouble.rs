@@ -7,7 +7,7 @@ use crate::shell;
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -122,37 +122,22 @@ impl Node {
         cgroup::freeze(&self.group(), frozen)
     }
 
+    /// The network of the pod that one of its running containers is in; it can be held beyond that container's end.
+    pub fn network_of(&self, any_container: &str) -> Result<PodNetwork> {
+        let processes = self.container_processes(any_container)?;
+        let process = processes.first().context("a process of the pod")?.as_raw_nonzero();
+        let file = File::open(format!("/proc/{process}/ns/net")).context("open the pod's network")?;
+        Ok(PodNetwork { file })
+    }
+
     /// Drops packets in the network of a pod, until `heal`. `any_container` is the id of one of its running containers.
     pub fn cut(&self, any_container: &str, cut: &Cut) -> Result<()> {
-        let mut rules = String::from("table inet trouble {\n");
-        for (hook, side, wanted) in [("input", "saddr", cut.receiving), ("output", "daddr", cut.sending)] {
-            if !wanted {
-                continue;
-            }
-            rules += &format!("chain {hook} {{ type filter hook {hook} priority -300; policy accept;\n");
-            let interface = if hook == "input" { "iif" } else { "oif" };
-            match &cut.from {
-                From::Everybody => rules += &format!("{interface} != \"lo\" drop\n"),
-                From::Addresses(addresses) => {
-                    for address in addresses {
-                        rules += &format!("ip {side} {address} drop\n");
-                    }
-                }
-                From::Port(port) => {
-                    rules += &format!(
-                        "{interface} != \"lo\" tcp dport {port} drop\n{interface} != \"lo\" tcp sport {port} drop\n"
-                    )
-                }
-            }
-            rules += "}\n";
-        }
-        rules += "}\n";
-        shell::run_with_input(self.in_pod_network(any_container)?.args(["nft", "-f", "-"]), &rules).map(drop)
+        self.network_of(any_container)?.cut(cut)
     }
 
     /// Ends what `cut` began.
     pub fn heal(&self, any_container: &str) -> Result<()> {
-        shell::run(self.in_pod_network(any_container)?.args(["nft", "delete", "table", "inet", "trouble"])).map(drop)
+        self.network_of(any_container)?.heal()
     }
 
     /// Fills a volume up to the last bytes, in a folder that no application looks into; `free_volume` ends it.
@@ -195,14 +180,6 @@ impl Node {
         Ok(names)
     }
 
-    fn in_pod_network(&self, container: &str) -> Result<Command> {
-        let processes = self.container_processes(container)?;
-        let process = processes.first().context("a process of the pod")?;
-        let mut command = Command::new("nsenter");
-        command.args([&format!("--net=/proc/{}/ns/net", process.as_raw_nonzero()), "--"]);
-        Ok(command)
-    }
-
     fn container_group(&self, container: &str) -> Result<String> {
         let id = container.trim_start_matches("containerd://");
         self.find_group(id).with_context(|| format!("container {id} does not run on {}", self.name))
@@ -229,6 +206,67 @@ impl Node {
     }
 }
 
+/// The network of a pod, as long as somebody holds it.
+#[derive(Debug)]
+pub struct PodNetwork {
+    file: File,
+}
+
+impl PodNetwork {
+    /// Drops packets until `heal`, or until the pod's network goes.
+    pub fn cut(&self, cut: &Cut) -> Result<()> {
+        let mut rules = String::from("table inet trouble {\n");
+        for (hook, side, wanted) in [("input", "saddr", cut.receiving), ("output", "daddr", cut.sending)] {
+            if !wanted {
+                continue;
+            }
+            rules += &format!("chain {hook} {{ type filter hook {hook} priority -300; policy accept;\n");
+            let interface = if hook == "input" { "iif" } else { "oif" };
+            match &cut.from {
+                From::Everybody => rules += &format!("{interface} != \"lo\" drop\n"),
+                From::Addresses(addresses) => {
+                    for address in addresses {
+                        rules += &format!("ip {side} {address} drop\n");
+                    }
+                }
+                From::Api => {
+                    for (address, port) in [(API, 6443), ("10.96.0.1", 443)] {
+                        let end = if hook == "input" { "sport" } else { "dport" };
+                        rules += &format!("ip {side} {address} tcp {end} {port} drop\n");
+                    }
+                }
+                From::Port(port) => {
+                    rules += &format!(
+                        "{interface} != \"lo\" tcp dport {port} drop\n{interface} != \"lo\" tcp sport {port} drop\n"
+                    )
+                }
+            }
+            rules += "}\n";
+        }
+        rules += "}\n";
+        shell::run_with_input(self.command().args(["nft", "-f", "-"]), &rules).map(drop)
+    }
+
+    /// Ends what `cut` began.
+    pub fn heal(&self) -> Result<()> {
+        shell::run(self.command().args(["nft", "delete", "table", "inet", "trouble"])).map(drop)
+    }
+
+    /// Moves the calling thread, and no other, into the pod's network.
+    pub fn enter(&self) -> Result<()> {
+        rustix::thread::move_into_link_name_space(self.file.as_fd(), Some(rustix::thread::LinkNameSpaceType::Network))
+            .context("enter the pod's network")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("nsenter");
+        // By way of this process: the pod's own may have ended.
+        let file = format!("--net=/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd());
+        command.args([&file, "--"]);
+        command
+    }
+}
+
 /// Which packets of a pod are dropped.
 #[derive(Clone, Debug)]
 pub struct Cut {
@@ -241,6 +279,9 @@ pub struct Cut {
 pub enum From {
     Everybody,
     Addresses(Vec<String>),
+    /// The API server, by its own address and by that of its Service. Not all of the former: the tests' own clients and the
+    /// name server have it too.
+    Api,
     /// A TCP port, on either side.
     Port(u16),
 }
@@ -248,11 +289,6 @@ pub enum From {
 impl Cut {
     pub fn both(from: From) -> Cut {
         Cut { from, sending: true, receiving: true }
-    }
-
-    /// The API server, by its own address and by that of its Service.
-    pub fn api() -> From {
-        From::Addresses(vec![API.into(), "10.96.0.1".into()])
     }
 
     /// A node's address; its pods have others.
@@ -266,6 +302,8 @@ impl Cluster {
     pub fn restore(&self) -> Result<()> {
         if self.process("apiserver").is_err() && !self.nodes()?.is_empty() {
             self.resume_api_server()?;
+        } else if self.process("apiserver").is_ok() {
+            self.freeze_api_server(false)?;
         }
         for node in self.nodes()? {
             if node.is_up() {
@@ -285,6 +323,13 @@ impl Cluster {
         let id = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process id")?;
         kill_process(id, Signal::KILL).context("end the API server")?;
         wait(Duration::from_secs(10), "the API server to end", || self.process("apiserver").is_err())
+    }
+
+    /// Lets the API server stand still, or go on: what it was asked meanwhile it does late.
+    pub fn freeze_api_server(&self, frozen: bool) -> Result<()> {
+        let id = self.process("apiserver")?;
+        let id = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process id")?;
+        kill_process(id, if frozen { Signal::STOP } else { Signal::CONT }).context("freeze or thaw the API server")
     }
 
     pub fn resume_api_server(&self) -> Result<()> {
