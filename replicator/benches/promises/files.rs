@@ -17,10 +17,6 @@ pub(crate) const ROWS: &[Row] = &[
     ("sequential read of 1 MiB, warm", "MiB/s", sequential_read),
     ("random write of 4 KiB", "/s", random_write),
     ("random read of 4 KiB, warm", "/s", random_read),
-    ("small files: create", "/s", |folder| small_files(folder)[0]),
-    ("small files: stat, warm", "/s", |folder| small_files(folder)[1]),
-    ("small files: read, warm", "/s", |folder| small_files(folder)[2]),
-    ("small files: unlink", "/s", |folder| small_files(folder)[3]),
     ("untar of 2,000 files", "files/s", untar),
 ];
 
@@ -90,8 +86,15 @@ fn settle(path: &Path) {
     fs::remove_file(path).unwrap();
 }
 
+/// Writing goes on in the background for a while: on disks, and to the peer. A row about reading begins after it.
+fn rest(path: &Path) {
+    File::open(path).unwrap().sync_all().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+}
+
 fn sequential_read(folder: &Path) -> f64 {
     let (path, _) = large(folder);
+    rest(&path);
     let mut piece = vec![0; 1 << 20];
     let mut read_all = || {
         let mut file = File::open(&path).unwrap();
@@ -121,6 +124,7 @@ fn random_write(folder: &Path) -> f64 {
 
 fn random_read(folder: &Path) -> f64 {
     let (path, _) = large(folder);
+    rest(&path);
     let file = File::open(&path).unwrap();
     let mut page = [0; PAGE];
     let mut all = vec![0; 1 << 20];
@@ -137,33 +141,43 @@ fn random_read(folder: &Path) -> f64 {
     rate
 }
 
-/// Creating, looking at, reading and removing files of 1 KiB.
-fn small_files(folder: &Path) -> [f64; 4] {
-    const COUNT: usize = 2_000;
-    let folder = folder.join("small");
-    fs::create_dir(&folder).unwrap();
+/// Rows about files of 1 KiB.
+pub(crate) const SMALL: [&str; 3] = ["small files: create", "small files: stat, warm", "small files: read, warm"];
+pub(crate) const UNLINK: &str = "small files: unlink";
+const COUNT: usize = 2_000;
+
+fn small(folder: &Path, round: u32) -> impl Fn(&dyn Fn(&Path)) -> f64 {
+    let folder = folder.join(format!("small-{round}"));
     let paths: Vec<_> = (0..COUNT).map(|number| folder.join(format!("file-{number}"))).collect();
-    let timed = |act: &dyn Fn(&Path)| {
+    move |act| {
         let began = Instant::now();
-        for path in &paths {
-            act(path);
-        }
+        paths.iter().for_each(|path| act(path));
         COUNT as f64 / began.elapsed().as_secs_f64()
-    };
+    }
+}
+
+/// Creating, looking at and reading small files. They stay until all rounds are over: some file systems search for a long
+/// time where many files were removed shortly before.
+pub(crate) fn small_files(folder: &Path, round: u32) -> [f64; 3] {
+    fs::create_dir(folder.join(format!("small-{round}"))).unwrap();
+    let timed = small(folder, round);
     let create = timed(&|path| fs::write(path, [5; 1024]).unwrap());
     let look = |path: &Path| assert_eq!(fs::metadata(path).unwrap().len(), 1024);
     timed(&look);
     let stat = timed(&look);
     let open = |path: &Path| assert_eq!(fs::read(path).unwrap().len(), 1024);
+    // Twice: after it has really read a file, the kernel asks once more for the time of that.
     timed(&open);
-    let read = timed(&open);
-    let unlink = timed(&|path| fs::remove_file(path).unwrap());
-    fs::remove_dir(&folder).unwrap();
-    [create, stat, read, unlink]
+    timed(&open);
+    [create, stat, timed(&open)]
+}
+
+/// Removing what `small_files` left.
+pub(crate) fn unlink_small_files(folder: &Path, round: u32) -> f64 {
+    small(folder, round)(&|path| fs::remove_file(path).unwrap())
 }
 
 fn untar(folder: &Path) -> f64 {
-    const COUNT: usize = 2_000;
     let source = tempfile::tempdir().unwrap();
     for number in 0..COUNT {
         let inner = source.path().join(format!("tree/{}", number % 40));
@@ -172,11 +186,12 @@ fn untar(folder: &Path) -> f64 {
     }
     let archive = source.path().join("tree.tar");
     super::databases::run("tar", &["-C", &shown(source.path()), "-cf", &shown(&archive), "tree"]);
+    // It stays there, for the reason given at `small_files`.
+    let into = (0..).map(|number| folder.join(format!("untarred-{number}"))).find(|path| !path.exists()).unwrap();
+    fs::create_dir(&into).unwrap();
     let began = Instant::now();
-    super::databases::run("tar", &["-C", &shown(folder), "-xf", &shown(&archive)]);
-    let rate = COUNT as f64 / began.elapsed().as_secs_f64();
-    fs::remove_dir_all(folder.join("tree")).unwrap();
-    rate
+    super::databases::run("tar", &["-C", &shown(&into), "-xf", &shown(&archive)]);
+    COUNT as f64 / began.elapsed().as_secs_f64()
 }
 
 pub(crate) fn shown(path: &Path) -> String {

@@ -1,6 +1,7 @@
 //! What the design promises in figures, measured with the alternatives beside it: `cargo bench-tandem` (Debian, root).
 //! Every round plays every contestant one after the other, so that a noisy machine is noisy for all; the table shows medians,
-//! their spread, and ratios to the bare volume. Words choose rows by their names, `--rounds=N` (5) how often.
+//! their spread, and ratios to the bare volume. Words choose rows by their names, `--rounds=N` (5) how often, `--of=Durable`
+//! one of the pairs. What each row cost the processors of master and replicant is told on the way.
 //!
 //! Both members run on this machine, with TLS between them, and write to the same disk as the bare volume.
 
@@ -47,6 +48,28 @@ impl Contestant {
         Self { name, folder, pair: Some(pair), _bare: None }
     }
 
+    /// Seconds of processor that the replicators have used: the master's and the replicant's.
+    fn processor(&mut self) -> Option<[f64; 2]> {
+        let pair = self.pair.as_mut()?;
+        Some(["a", "b"].map(|member| {
+            let id = pair.child(member).as_ref().unwrap().id();
+            let mut nanoseconds = 0.0;
+            for task in std::fs::read_dir(format!("/proc/{id}/task")).unwrap() {
+                let text = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap_or_default();
+                nanoseconds += text.split(' ').next().and_then(|number| number.parse::<f64>().ok()).unwrap_or_default();
+            }
+            nanoseconds / 1e9
+        }))
+    }
+
+    /// What was used since then, for whoever watches.
+    fn tell_processor(&mut self, before: Option<[f64; 2]>) {
+        if let (Some(before), Some(after)) = (before, self.processor()) {
+            let [master, replicant] = [after[0] - before[0], after[1] - before[1]];
+            eprintln!("    processor: {master:.3} s master, {replicant:.3} s replicant");
+        }
+    }
+
     /// Resident memory of the replicators at its highest, MiB: the master's and the replicant's.
     fn memory(&mut self) -> Option<[f64; 2]> {
         let pair = self.pair.as_mut()?;
@@ -76,23 +99,39 @@ fn open_to_all(folder: &Path) {
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let rounds = words.iter().find_map(|word| word.strip_prefix("--rounds=")).map_or(5, |text| text.parse().unwrap());
+    let of = words.iter().find_map(|word| word.strip_prefix("--of="));
     let names: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
     let wanted = |name: &str| names.is_empty() || names.iter().any(|word| name.contains(word));
 
     let mut table = Table::default();
-    let mut contestants = vec![
-        Contestant::bare(),
-        Contestant::tandem("Durable", 41, &json!({})),
-        Contestant::tandem("Received", 42, &json!({"ack_policy": "Received"})),
-        Contestant::tandem("Async", 43, &json!({"protection": "Async"})),
+    let pairs = [
+        ("Durable", 41, json!({})),
+        ("Received", 42, json!({"ack_policy": "Received"})),
+        ("Async", 43, json!({"protection": "Async"})),
     ];
+    let mut contestants = vec![Contestant::bare()];
+    for (name, number, settings) in &pairs {
+        if of.is_none_or(|of| of == *name) {
+            contestants.push(Contestant::tandem(name, *number, settings));
+        }
+    }
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
-        for contestant in &contestants {
+        for contestant in &mut contestants {
             for (name, unit, measure) in files::ROWS.iter().chain(databases::SQLITE) {
                 if wanted(name) {
+                    let before = contestant.processor();
                     table.note(name, unit, contestant.name, measure(&contestant.folder));
+                    contestant.tell_processor(before);
                 }
+            }
+            if files::SMALL.iter().any(|name| wanted(name)) || wanted(files::UNLINK) {
+                let before = contestant.processor();
+                let figures = files::small_files(&contestant.folder, round);
+                for (name, figure) in files::SMALL.iter().zip(figures) {
+                    table.note(name, "/s", contestant.name, figure);
+                }
+                contestant.tell_processor(before);
             }
         }
         if wanted("pgbench") {
@@ -100,6 +139,11 @@ fn main() {
         }
         if wanted("copy") {
             copies::rows(round, &mut table);
+        }
+    }
+    for round in 0..if wanted(files::UNLINK) { rounds } else { 0 } {
+        for contestant in &contestants {
+            table.note(files::UNLINK, "/s", contestant.name, files::unlink_small_files(&contestant.folder, round));
         }
     }
     for contestant in &mut contestants {
