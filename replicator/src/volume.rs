@@ -19,6 +19,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use rustix::fs::{Dir, Mode, OFlags, fgetxattr};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
 pub use self::attributes::{Attributes, Listed, Space};
 pub use self::tree::{Backing, FileKind};
@@ -47,7 +48,9 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { devices: false, descriptors: 512 }
+        // As many as are worth their memory, and a quarter of what the process may have.
+        let allowed = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        Options { devices: false, descriptors: (allowed / 4).clamp(64, 4096) as usize }
     }
 }
 

@@ -7,7 +7,7 @@ use rustix::fs::{SeekFrom, fgetxattr, flistxattr, fstatvfs, getxattr, listxattr,
 use rustix::io::{Errno, pread};
 
 use super::Volume;
-use super::open::{nanoseconds, stat_of};
+use super::open::nanoseconds;
 use super::perform::own_path;
 use super::tree::{FileKind, Node, check_xattr};
 use crate::op::FileId;
@@ -111,8 +111,7 @@ impl Volume {
 
     /// All attributes of a file.
     pub fn attributes(&self, id: FileId) -> Result<Attributes, Errno> {
-        let file = self.descriptor(id)?;
-        let stat = stat_of(file.as_fd())?;
+        let stat = self.stat(id)?;
         let tree = self.tree.read();
         let node = tree.node(id).ok_or(Errno::STALE)?;
         let is_removed = id != crate::op::ROOT && node.links().is_empty();

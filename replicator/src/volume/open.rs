@@ -140,6 +140,20 @@ pub(crate) fn orphan_name(id: FileId) -> Vec<u8> {
     id.0.to_string().into_bytes()
 }
 
+/// Whether what was found is the file that the tree means.
+fn proved(id: FileId, backing: Backing, found: Backing) -> Result<(), Errno> {
+    if found == backing {
+        return Ok(());
+    }
+    tracing::error!(
+        id = id.0,
+        ?backing,
+        ?found,
+        "another file lies where this one should: the volume was changed from outside"
+    );
+    Err(Errno::UCLEAN)
+}
+
 impl Volume {
     /// A descriptor of a file. Directories and regular files can be used with every call, the others only as a place.
     pub fn descriptor(&self, id: FileId) -> Result<Arc<OwnedFd>, Errno> {
@@ -180,20 +194,29 @@ impl Volume {
         };
         while let Some((id, name, kind, backing)) = way.pop() {
             let next = open_kind(here.as_fd(), &name, kind)?;
-            let found = backing_of(&stat_of(next.as_fd())?);
-            if found != backing {
-                tracing::error!(
-                    id = id.0,
-                    ?backing,
-                    ?found,
-                    "another file lies where this one should: the volume was changed from outside"
-                );
-                return Err(Errno::UCLEAN);
-            }
+            proved(id, backing, backing_of(&stat_of(next.as_fd())?))?;
             here = Arc::new(next);
             self.descriptors.lock().keep(id, Arc::clone(&here));
         }
         Ok(here)
+    }
+
+    /// What the volume tells about a file. One that is not open is not opened for this: that would take three calls more, and
+    /// push out of the kept descriptors what is read and written.
+    pub(super) fn stat(&self, id: FileId) -> Result<Statx, Errno> {
+        if id == ROOT {
+            return stat_of(self.folders.root.as_fd());
+        }
+        let open = self.descriptors.lock().get(id);
+        if let Some(open) = open {
+            return stat_of(open.as_fd());
+        }
+        let _names = self.names.read();
+        let backing = self.tree.read().node(id).ok_or(Errno::STALE)?.backing;
+        let (folder, name) = self.place(id)?;
+        let stat = stat_at(folder.as_fd(), &name)?;
+        proved(id, backing, backing_of(&stat))?;
+        Ok(stat)
     }
 
     /// A descriptor of its own, kept by the caller only: reading a whole volume shall not push out what the application
