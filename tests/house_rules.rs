@@ -27,14 +27,16 @@ fn sources(folder: &str) -> Vec<PathBuf> {
     found
 }
 
-/// The lines of a file that ship: without comments, and without what follows the first `#[cfg(test)]`.
+/// The lines of a file that ship: without comments, and without what follows the first module or macro that is for tests.
 fn shipped(path: &Path) -> Vec<(usize, String)> {
     let text = fs::read_to_string(path).expect("a source file");
     let mut lines = Vec::new();
+    let mut after_test = false;
     for (number, line) in text.lines().enumerate() {
-        if line.trim() == "#[cfg(test)]" {
+        if after_test && line.contains("mod ") && line.trim_end().ends_with('{') {
             break;
         }
+        after_test = line.trim() == "#[cfg(test)]" || (after_test && line.trim().starts_with("#["));
         let code = line.split("//").next().unwrap_or_default();
         if !code.trim().is_empty() {
             lines.push((number + 1, code.to_string()));

@@ -1,18 +1,18 @@
-//! Performs the journal's records on the volume, in order, up to what is known to be committed. One thread.
+//! Performs the journal's records on the volume, in order, up to what is known to be committed. One worker.
 //!
 //! A record that finds no room waits until there is some; any other failure stops the applying for good, because what
 //! follows would be performed on something else than the master has.
 
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use tandem_protocol::Position;
 use tokio::sync::watch;
 
+use crate::crew::{self, Bell, Hired, Turn};
 use crate::journal::{Journal, records_after};
 use crate::op::{Op, Stamp};
 
@@ -35,17 +35,17 @@ pub struct Applied {
     pub failure: Option<String>,
 }
 
-/// The applying thread; ends when dropped.
+/// The worker that applies; ends when dropped.
 pub struct Applier {
     shared: Arc<Shared>,
     applied: watch::Receiver<Applied>,
-    thread: Option<JoinHandle<()>>,
+    worker: Hired,
 }
 
 struct Shared {
     journal: Arc<Journal>,
     progress: Mutex<Progress>,
-    changed: Condvar,
+    changed: Bell,
     /// Held while records are performed.
     at_work: Mutex<Position>,
 }
@@ -60,18 +60,21 @@ pub fn apply(journal: Arc<Journal>, applied: Position, perform: Perform) -> io::
     let shared = Arc::new(Shared {
         journal,
         progress: Mutex::new(Progress { allowed: applied.seq, stop: false }),
-        changed: Condvar::new(),
+        changed: Bell::default(),
         at_work: Mutex::new(applied),
     });
     let (told, listening) = watch::channel(Applied { seq: applied.seq, ..Applied::default() });
     let working = shared.clone();
-    let thread = std::thread::Builder::new().name("apply".into()).spawn(move || {
-        if let Err(why) = working.work(&perform, &told) {
+    let mut bytes = Vec::new();
+    let worker = crew::hire("apply", &shared.changed, move |_| match working.work(&perform, &told, &mut bytes) {
+        Ok(turn) => turn,
+        Err(why) => {
             let seq = working.at_work.lock().seq;
             told.send_replace(Applied { seq, no_room: false, failure: Some(why) });
+            Turn::Done
         }
     })?;
-    Ok(Applier { shared, applied: listening, thread: Some(thread) })
+    Ok(Applier { shared, applied: listening, worker })
 }
 
 impl Applier {
@@ -109,12 +112,8 @@ impl Applier {
 
     fn end(&mut self) {
         self.shared.progress.lock().stop = true;
-        self.shared.changed.notify_all();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the applying thread ended in a panic");
-        }
+        self.shared.changed.ring();
+        self.worker.wait();
     }
 }
 
@@ -128,51 +127,47 @@ fn allow(shared: &Shared, seq: u64) {
     let mut progress = shared.progress.lock();
     if seq > progress.allowed {
         progress.allowed = seq;
-        shared.changed.notify_all();
+        shared.changed.ring();
     }
 }
 
 impl Shared {
-    fn work(&self, perform: &Perform, told: &watch::Sender<Applied>) -> Result<(), String> {
-        let mut bytes = Vec::new();
-        loop {
-            let done = *self.at_work.lock();
-            let allowed = {
-                let mut progress = self.progress.lock();
-                while progress.allowed <= done.seq && !progress.stop {
-                    self.changed.wait(&mut progress);
-                }
-                if progress.stop {
-                    return Ok(());
-                }
-                progress.allowed
-            };
-            bytes.clear();
-            let batch = self.journal.read(done.seq + 1, BATCH_BYTES, &mut bytes).map_err(|error| error.to_string())?;
-            if batch.count == 0 {
-                return Err(format!("journal ends at {} before {allowed}, which is committed", batch.last.seq));
+    /// One turn: as many records as are allowed and read at once.
+    fn work(&self, perform: &Perform, told: &watch::Sender<Applied>, bytes: &mut Vec<u8>) -> Result<Turn, String> {
+        let done = *self.at_work.lock();
+        let allowed = {
+            let progress = self.progress.lock();
+            if progress.stop {
+                return Ok(Turn::Done);
             }
-            for record in records_after(done, &bytes) {
-                let record = record.map_err(|error| error.to_string())?;
-                if record.position.seq > allowed {
-                    break;
-                }
-                let op = record.op().map_err(|error| error.to_string())?;
-                while !self.perform_one(perform, &op, record.stamp, record.position)? {
-                    told.send_modify(|applied| applied.no_room = true);
-                    let mut progress = self.progress.lock();
-                    if progress.stop {
-                        return Ok(());
-                    }
-                    self.changed.wait_for(&mut progress, ROOM_INTERVAL);
-                }
-                if self.progress.lock().stop {
-                    return Ok(());
-                }
-            }
-            let seq = self.at_work.lock().seq;
-            told.send_modify(|applied| *applied = Applied { seq, no_room: false, failure: None });
+            progress.allowed
+        };
+        if allowed <= done.seq {
+            return Ok(Turn::Wait(None));
         }
+        bytes.clear();
+        let batch = self.journal.read(done.seq + 1, BATCH_BYTES, bytes).map_err(|error| error.to_string())?;
+        if batch.count == 0 {
+            return Err(format!("journal ends at {} before {allowed}, which is committed", batch.last.seq));
+        }
+        let mut no_room = false;
+        for record in records_after(done, bytes) {
+            let record = record.map_err(|error| error.to_string())?;
+            if record.position.seq > allowed && !mistake!(AppliesTooMuch) {
+                break;
+            }
+            let op = record.op().map_err(|error| error.to_string())?;
+            if !self.perform_one(perform, &op, record.stamp, record.position)? {
+                no_room = true;
+                break;
+            }
+            if self.progress.lock().stop {
+                return Ok(Turn::Done);
+            }
+        }
+        let seq = self.at_work.lock().seq;
+        told.send_modify(|applied| *applied = Applied { seq, no_room, failure: None });
+        Ok(if no_room { Turn::Wait(Some(ROOM_INTERVAL)) } else { Turn::Again })
     }
 
     /// Whether there was room for it.

@@ -116,8 +116,9 @@ pub fn save(
     after: Position,
     performed_on: Option<&Volume>,
 ) -> Result<Aside, AsideError> {
+    let from = after.seq.max(journal.first().saturating_sub(1));
     let changed = match performed_on {
-        Some(volume) => changed_files(journal, after.seq, volume)?,
+        Some(volume) => changed_files(journal, from, volume)?,
         None => BTreeMap::new(),
     };
     let end = journal.end();
@@ -125,7 +126,7 @@ pub fn save(
     let needed = journal.bytes_between(after.seq, end.seq).saturating_add(content);
     check_room(root, needed)?;
     let folder = begin(root, name)?;
-    let records = journal.save_tail(after.seq, &folder.join("journal"))?;
+    let (after, records) = journal.save_tail(after.seq, &folder.join("journal"))?;
     if let Some(volume) = performed_on {
         let files = folder.join("files");
         disk::create_folder(&files).map_err(on("make a folder aside"))?;

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use tandem_protocol::ack::{AckRule, Marks, acknowledged};
 use tokio::sync::watch;
 
 use crate::clock;
+use crate::crew::{self, Bell, Turn};
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 
@@ -29,8 +30,8 @@ type Waiter = Box<dyn FnOnce(Result<(), Errno>) + Send>;
 pub struct Commit {
     journal: Arc<Journal>,
     state: Mutex<State>,
-    /// Wakes the thread that flushes.
-    wanted: Condvar,
+    /// Wakes the worker that flushes.
+    wanted: Bell,
     durable: watch::Sender<u64>,
     committed: watch::Sender<u64>,
     asked: watch::Sender<u64>,
@@ -53,13 +54,13 @@ struct State {
 }
 
 impl Commit {
-    /// Starts the thread that flushes the journal.
+    /// Starts the worker that flushes the journal.
     pub fn start(journal: Arc<Journal>, on_failure: OnFailure) -> std::io::Result<Arc<Self>> {
         let durable = journal.durable();
         let commit = Arc::new(Self {
             journal,
             state: Mutex::new(State { marks: Marks { durable, ..Marks::default() }, ..State::default() }),
-            wanted: Condvar::new(),
+            wanted: Bell::default(),
             durable: watch::Sender::new(durable),
             committed: watch::Sender::new(0),
             asked: watch::Sender::new(0),
@@ -67,7 +68,7 @@ impl Commit {
             metrics: OnceLock::new(),
         });
         let flusher = Arc::clone(&commit);
-        std::thread::Builder::new().name("commit".into()).spawn(move || flusher.flush())?;
+        crew::hire("commit", &commit.wanted, move |due| flusher.flush(due))?;
         Ok(commit)
     }
 
@@ -90,7 +91,7 @@ impl Commit {
     pub fn peer_ack(&self, session: u64, received: u64, durable: u64) {
         let mut state = self.state.lock();
         let marks = &mut state.marks;
-        if marks.session == Some(session) {
+        if marks.session == Some(session) || mistake!(MarksOfOldSession) {
             marks.peer_received = marks.peer_received.max(received);
             marks.peer_durable = marks.peer_durable.max(durable);
         } else {
@@ -155,7 +156,7 @@ impl Commit {
         if seq > state.asked {
             state.asked = seq;
             self.asked.send_replace(seq);
-            self.wanted.notify_one();
+            self.wanted.ring();
         }
     }
 
@@ -173,10 +174,10 @@ impl Commit {
         self.state.lock().failing = false;
     }
 
-    /// Ends the flushing thread; whoever still waits is told EIO.
+    /// Ends the flushing; whoever still waits is told EIO.
     pub fn end(&self) {
         self.state.lock().ended = true;
-        self.wanted.notify_one();
+        self.wanted.ring();
         self.fail();
     }
 
@@ -188,6 +189,9 @@ impl Commit {
         }
         let before = state.marks.acknowledged;
         state.marks.acknowledged = acknowledged(state.rule, &state.marks, now);
+        if mistake!(AckBeforePeer) {
+            state.marks.acknowledged = state.marks.durable;
+        }
         if let Some(metrics) = self.metrics.get()
             && state.marks.acknowledged > before
         {
@@ -228,39 +232,35 @@ impl Commit {
         ready.into_values().flatten().for_each(|reply| reply(Ok(())));
     }
 
-    fn flush(&self) {
-        loop {
-            let mut state = self.state.lock();
-            while !state.ended && state.asked <= state.marks.durable {
-                let waited = self.wanted.wait_for(&mut state, LAZY_FLUSH);
-                if waited.timed_out() && self.journal.end().seq > state.marks.durable {
-                    break;
-                }
-                if waited.timed_out() {
-                    // Entitlement runs out by time alone.
-                    drop(state);
-                    self.tick();
-                    state = self.state.lock();
-                }
-            }
-            if state.ended {
-                return;
-            }
+    /// One turn of the worker that flushes. `due`: nobody asked for a while.
+    fn flush(&self, due: bool) -> Turn {
+        let state = self.state.lock();
+        if state.ended {
+            return Turn::Done;
+        }
+        if state.asked <= state.marks.durable && !(due && self.journal.end().seq > state.marks.durable) {
             drop(state);
-            match self.journal.sync() {
-                Ok(durable) => {
-                    let mut state = self.state.lock();
-                    state.marks.durable = state.marks.durable.max(durable);
-                    self.settle(state);
-                    self.durable.send_replace(durable);
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the journal cannot be made durable; this process acknowledges nothing more");
-                    self.state.lock().ended = true;
-                    self.fail();
-                    (self.on_failure)();
-                    return;
-                }
+            if due {
+                // Entitlement runs out by time alone.
+                self.tick();
+            }
+            return Turn::Wait(Some(LAZY_FLUSH));
+        }
+        drop(state);
+        match self.journal.sync() {
+            Ok(durable) => {
+                let mut state = self.state.lock();
+                state.marks.durable = state.marks.durable.max(durable);
+                self.settle(state);
+                self.durable.send_replace(durable);
+                Turn::Again
+            }
+            Err(error) => {
+                tracing::error!(%error, "the journal cannot be made durable; this process acknowledges nothing more");
+                self.state.lock().ended = true;
+                self.fail();
+                (self.on_failure)();
+                Turn::Done
             }
         }
     }

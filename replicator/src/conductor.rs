@@ -11,14 +11,15 @@ mod copies;
 pub mod copy;
 pub mod door;
 mod obey;
-pub mod upkeep;
+mod upkeep;
 
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tandem_crds::v1alpha1::NetcopyPhase;
 use tandem_protocol::ack::AckRule;
@@ -28,13 +29,13 @@ use tandem_protocol::member::event::{Control, Event, Evidence, Facts, JournalFac
 use tandem_protocol::member::settings::AckPolicy;
 use tandem_protocol::record::{Request, Version};
 use tandem_protocol::{Member, Position, Settings};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use crate::apply::{self, Applier};
+use crate::aside::AsideError;
 use crate::capture::Capture;
-use crate::clock;
 use crate::commit::Commit;
+use crate::crew::blocking;
 use crate::health::Shown;
 use crate::identity::IdentityFile;
 use crate::journal::{Journal, JournalError, Options};
@@ -49,12 +50,13 @@ use crate::report::Account;
 use crate::settings::ServeSettings;
 use crate::ship::{self, Shipper, Shipping};
 use crate::volume::{self, Volume};
-use crate::{aside, boot, checkpoint, plain};
+use crate::{aside, boot, chance, checkpoint, clock, plain};
 
 use chosen::Chosen;
 use copies::Copies;
 use door::Door;
 use obey::{Act, Orders};
+pub use upkeep::Rhythm;
 
 /// How often time passes for the member.
 const TICK: Duration = Duration::from_millis(100);
@@ -73,6 +75,20 @@ pub enum ConductorError {
     Journal(#[from] JournalError),
     #[error("the volume cannot be read: {0}")]
     Volume(rustix::io::Errno),
+}
+
+/// Why an effect was not carried out; the rest of its batch is not either.
+enum Undone {
+    /// A durable step failed.
+    Failed(io::Error),
+    /// The member was told what stands in the way.
+    Answered,
+}
+
+impl From<io::Error> for Undone {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
 }
 
 fn on(doing: &'static str) -> impl FnOnce(io::Error) -> ConductorError {
@@ -120,6 +136,10 @@ pub struct Given {
     pub door: Arc<Door>,
     /// The mount was served before by a process that is gone.
     pub resumed: bool,
+    /// Ends when this process is asked to end.
+    pub terminated: BoxFuture<'static, ()>,
+    /// How the journal and its checkpoints are laid out.
+    pub upkeep: Rhythm,
 }
 
 /// What comes back from whatever runs beside the loop.
@@ -157,6 +177,8 @@ struct Conductor {
     bulk: Arc<tokio::sync::Mutex<Option<mpsc::UnboundedReceiver<link::Bulk>>>>,
     stages: Stages,
     rule: AckRule,
+    /// The highest record that a master called committed while this process followed: what is beyond may have to go.
+    confirmed: Arc<AtomicU64>,
     /// The highest record that may be applied, also while no applier runs.
     allowed: Arc<AtomicU64>,
     allow: Arc<Mutex<Option<Allow>>>,
@@ -177,14 +199,20 @@ struct Conductor {
     /// What of the last copy is remembered durably.
     copy_kept: Option<(String, NetcopyPhase)>,
     state: StateName,
+    /// The identity on disk says that this member leads.
+    led: bool,
+    /// Where the journal stood when this process lost the lead: its volume shows nothing that came later.
+    reign_ended: Option<u64>,
     ended: Option<Exit>,
 }
 
 /// Runs a member until it ends.
-pub async fn run(given: Given) -> Result<Exit, ConductorError> {
+pub async fn run(mut given: Given) -> Result<Exit, ConductorError> {
+    let mut terminated = std::mem::replace(&mut given.terminated, Box::pin(std::future::pending()));
     let folder = given.settings.volume.join(volume::FOLDER);
     let file = Arc::new(IdentityFile::lock(&folder)?);
     let identity: Option<Identity> = file.load()?;
+    let led = identity.as_ref().is_some_and(|identity| identity.leading);
     let memory = Memory::new(&folder);
     let (notes, mut noted) = mpsc::unbounded_channel();
     let member = member_name(&given.settings);
@@ -199,7 +227,7 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
         receiver: None,
         copy: None,
     };
-    let facts = begin(&given.settings, identity, &mut stages)?;
+    let facts = begin(&given.settings, &given.upkeep, identity, &mut stages)?;
     // What redo has performed shows already: a member that led has no mark of that in its journal.
     let performed = facts.journal.applied;
 
@@ -227,6 +255,7 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
         bulk: Arc::default(),
         stages,
         rule: AckRule::default(),
+        confirmed: Arc::default(),
         allowed: Arc::new(AtomicU64::new(performed)),
         allow: Arc::default(),
         notes,
@@ -242,6 +271,8 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
         memory,
         chosen,
         state: StateName::Offline,
+        led,
+        reign_ended: None,
         ended: None,
         given,
     };
@@ -258,7 +289,6 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
     conductor.step(Event::Started(Box::new(facts))).await;
 
     let mut record = conductor.given.keeper.watch();
-    let mut terminate = signal(SignalKind::terminate()).map_err(on("handle SIGTERM"))?;
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     while conductor.ended.is_none() {
@@ -267,7 +297,11 @@ pub async fn run(given: Given) -> Result<Exit, ConductorError> {
             biased;
             Some(note) = noted.recv() => Some(conductor.noted(note)).flatten(),
             Some(event) = peer.recv() => conductor.heard(event),
-            _ = terminate.recv() => Some(Event::Terminate),
+            () = &mut terminated => {
+                // Said once; what is polled again must not be at its end.
+                terminated = Box::pin(std::future::pending());
+                Some(Event::Terminate)
+            }
             Ok(()) = record.changed() => {
                 let seen = record.borrow_and_update().clone();
                 seen.map(|kept| Event::RecordSeen { record: Box::new(kept.record), version: Version(kept.version) })
@@ -309,7 +343,12 @@ fn member_name(settings: &ServeSettings) -> MemberName {
 }
 
 /// What a start finds: verifies the journal and makes the volume true.
-fn begin(settings: &ServeSettings, identity: Option<Identity>, stages: &mut Stages) -> Result<Facts, ConductorError> {
+fn begin(
+    settings: &ServeSettings,
+    rhythm: &Rhythm,
+    identity: Option<Identity>,
+    stages: &mut Stages,
+) -> Result<Facts, ConductorError> {
     let node_boot = boot::node_boot(&settings.run).map_err(on("tell this life of the node from the last"))?;
     let mut facts = Facts {
         identity,
@@ -322,7 +361,7 @@ fn begin(settings: &ServeSettings, identity: Option<Identity>, stages: &mut Stag
         node_boot,
     };
     let Some(identity) = &facts.identity else { return Ok(facts) };
-    let (journal, recovered) = match Journal::open(&journal_folder(settings), options(identity)) {
+    let (journal, recovered) = match Journal::open(&journal_folder(settings), options(identity, rhythm)) {
         Ok(opened) => opened,
         Err(error @ (JournalError::Corrupt { .. } | JournalError::Foreign(_) | JournalError::Version(_))) => {
             tracing::error!(%error, "the journal cannot be used");
@@ -347,8 +386,12 @@ fn begin(settings: &ServeSettings, identity: Option<Identity>, stages: &mut Stag
         let scope = if identity.leading && lost_power { Scope::Everything } else { Scope::Touched };
         match redo::recover(&settings.volume, volume::Options::default(), &journal, upto, scope) {
             Ok(volume) => {
-                let volume = Arc::new(volume);
-                stages.volume = Some(volume);
+                if scope == Scope::Everything {
+                    // What was made true now is no longer what the last checkpoint says: the next start begins from here.
+                    checkpoint::take(&volume, &volume.snapshot(journal.end()), &journal)
+                        .map_err(|error| on("take a checkpoint")(io::Error::other(error)))?;
+                }
+                stages.volume = Some(Arc::new(volume));
             }
             Err(error) => {
                 tracing::error!(%error, "the volume cannot be made true from its journal");
@@ -356,6 +399,8 @@ fn begin(settings: &ServeSettings, identity: Option<Identity>, stages: &mut Stag
             }
         }
     }
+    #[cfg(test)]
+    crate::simulated::stages(Some(&journal), stages.volume.as_ref());
     facts.journal = JournalFacts { first: journal.first(), end: journal.end(), applied: upto };
     stages.journal = Some(journal);
     Ok(facts)
@@ -365,8 +410,8 @@ fn journal_folder(settings: &ServeSettings) -> PathBuf {
     settings.volume.join(volume::FOLDER).join("journal")
 }
 
-fn options(identity: &Identity) -> Options {
-    Options::new(identity.pair.0.to_be_bytes())
+fn options(identity: &Identity, rhythm: &Rhythm) -> Options {
+    Options { segment_bytes: rhythm.segment_bytes, pair: identity.pair.0.to_be_bytes() }
 }
 
 /// Whether an application's files lie on the volume.
@@ -385,14 +430,18 @@ impl Conductor {
         if !matches!(event, Event::Tick | Event::PeerAck { .. } | Event::LocalDurable(_)) {
             tracing::debug!(event = format!("{event:?}").chars().take(200).collect::<String>(), "event");
         }
-        let now = Now { millis: milliseconds(), random: random() };
+        let now = Now { millis: milliseconds(), random: chance::number() };
         for effect in self.member.step(event, now) {
             let named = format!("{effect:?}").chars().take(160).collect::<String>();
             tracing::debug!(effect = named, "effect");
-            if let Err(error) = self.perform(effect).await {
-                tracing::error!(effect = named, %error, "a durable step failed; this process does no more");
-                self.tell(Event::DiskFailed);
-                break;
+            match self.perform(effect).await {
+                Ok(()) => {}
+                Err(Undone::Answered) => break,
+                Err(Undone::Failed(error)) => {
+                    tracing::error!(effect = named, %error, "a durable step failed; this process does no more");
+                    self.tell(Event::DiskFailed);
+                    break;
+                }
             }
         }
     }
@@ -402,8 +451,8 @@ impl Conductor {
         self.notes.send(Note::Event(event)).ok();
     }
 
-    /// Carries out one effect. An error: a durable step failed.
-    async fn perform(&mut self, effect: Effect) -> io::Result<()> {
+    /// Carries out one effect.
+    async fn perform(&mut self, effect: Effect) -> Result<(), Undone> {
         match effect {
             Effect::PersistIdentity(identity) => self.persist(*identity).await?,
             Effect::ReadRecord => self.read_record(),
@@ -415,6 +464,7 @@ impl Conductor {
             }
             Effect::HoldRequests => {
                 let end = match &self.stages.capture {
+                    Some(_) if mistake!(NotHeld) => self.journal_facts().end.seq,
                     Some(capture) => capture.hold(),
                     None => self.journal_facts().end.seq,
                 };
@@ -422,9 +472,13 @@ impl Conductor {
             }
             Effect::OpenWrites { epoch } => self.open_writes(epoch)?,
             Effect::RefuseWrites => {
+                if mistake!(NotRefused) {
+                    return Ok(());
+                }
                 self.given.door.refuse();
                 if let Some(capture) = &self.stages.capture {
                     capture.refuse();
+                    self.reign_ended.get_or_insert(self.journal_facts().end.seq);
                 }
             }
             Effect::FailHeld => {
@@ -638,37 +692,57 @@ impl Conductor {
     }
 
     /// Keeps something durably; when this returns it survives a power failure.
-    async fn remember<T: serde::Serialize + Send + 'static>(&self, name: &'static str, content: T) -> io::Result<()> {
+    fn remember<T: serde::Serialize + Send + 'static>(
+        &self,
+        name: &'static str,
+        content: T,
+    ) -> impl Future<Output = io::Result<()>> + Send + use<T> {
         let memory = self.memory.clone();
-        blocking(move || memory.keep(name, &content)).await
+        blocking(move || memory.keep(name, &content))
     }
 
     fn journal_facts(&self) -> JournalFacts {
         let Some(journal) = &self.stages.journal else { return JournalFacts::default() };
-        let applied = match &self.stages.applier {
-            Some(applier) => applier.applied().borrow().seq,
-            None => journal.end().seq,
+        let applied = match (&self.stages.applier, self.reign_ended) {
+            (Some(applier), _) => applier.applied().borrow().seq,
+            (None, Some(end)) => end,
+            (None, None) => journal.end().seq,
         };
         JournalFacts { first: journal.first(), end: journal.end(), applied }
     }
 
     /// The first identity of a volume founds its journal and gives its files ids.
     async fn persist(&mut self, identity: Identity) -> io::Result<()> {
+        if let Some(journal) = self.stages.journal.clone().filter(|_| self.led && !identity.leading) {
+            // A master's journal has no marks of what shows on its volume: all of it does. The next start of a member that
+            // leads no more would otherwise take the last mark of its time before for where its volume stands.
+            blocking(move || {
+                journal.mark_committed(journal.end().seq).map_err(io::Error::other)?;
+                journal.sync().map(drop).map_err(io::Error::other)
+            })
+            .await?;
+        }
+        self.led = identity.leading;
         let file = Arc::clone(&self.file);
         let kept = identity.clone();
+        if mistake!(IdentityNotKept) && self.stages.journal.is_some() {
+            return Ok(());
+        }
         blocking(move || file.keep(&kept).map_err(io::Error::other)).await?;
         if self.stages.journal.is_some() || identity.quarantine.is_some() {
             return Ok(());
         }
-        let settings = self.given.settings.clone();
+        let (settings, rhythm) = (self.given.settings.clone(), self.given.upkeep);
         let (journal, volume) = blocking(move || {
             let (journal, _) =
-                Journal::open(&journal_folder(&settings), options(&identity)).map_err(io::Error::other)?;
+                Journal::open(&journal_folder(&settings), options(&identity, &rhythm)).map_err(io::Error::other)?;
             let volume = Volume::adopt(&settings.volume, volume::Options::default())?;
             checkpoint::take(&volume, &volume.snapshot(journal.end()), &journal).map_err(io::Error::other)?;
             Ok((Arc::new(journal), Arc::new(volume)))
         })
         .await?;
+        #[cfg(test)]
+        crate::simulated::stages(Some(&journal), Some(&volume));
         self.stages.journal = Some(journal);
         self.stages.volume = Some(volume);
         self.start_receiving().map_err(io::Error::other)
@@ -685,7 +759,9 @@ impl Conductor {
         }
         let Some(lanes) = self.lanes.take() else { return Ok(()) };
         let (allowed, allow) = (Arc::clone(&self.allowed), Arc::clone(&self.allow));
+        let confirmed = Arc::clone(&self.confirmed);
         let on_committed = Box::new(move |seq| {
+            confirmed.fetch_max(seq, Ordering::AcqRel);
             allowed.fetch_max(seq, Ordering::AcqRel);
             if let Some(allow) = &*allow.lock() {
                 allow(seq);
@@ -740,6 +816,9 @@ impl Conductor {
             self.tell(Event::AppliedAll { end });
             return;
         };
+        if mistake!(OpensTooEarly) {
+            return self.tell(Event::AppliedAll { end });
+        }
         applier.allow(end.seq);
         let mut applied = applier.applied();
         tokio::spawn(async move {
@@ -836,7 +915,7 @@ impl Conductor {
                     Event::RecordUnknown
                 }
             };
-            if asked.load(Ordering::Acquire) == request {
+            if asked.load(Ordering::Acquire) == request || mistake!(StaleAnswer) {
                 inbox.send(Note::Event(event)).ok();
             }
         });
@@ -861,7 +940,7 @@ impl Conductor {
                     Event::RecordUnknown
                 }
             };
-            if asked.load(Ordering::Acquire) == request {
+            if asked.load(Ordering::Acquire) == request || mistake!(StaleAnswer) {
                 inbox.send(Note::Event(event)).ok();
             }
         });
@@ -910,6 +989,7 @@ impl Conductor {
             following.committed(*committed.borrow_and_update());
             loop {
                 tokio::select! {
+                    biased;
                     Ok(()) = asked.changed() => following.want_durable(*asked.borrow_and_update()),
                     Ok(()) = committed.changed() => following.committed(*committed.borrow_and_update()),
                     _ = ended.wait_for(Option::is_some) => break,
@@ -928,29 +1008,37 @@ impl Conductor {
         self.stages.shipper = Some((session, shipper));
     }
 
-    async fn save_tail(&mut self, after: Position) -> io::Result<()> {
-        let Some(journal) = self.stages.journal.clone() else { return Ok(()) };
+    async fn save_tail(&mut self, after: Position) -> Result<(), Undone> {
+        let Some(journal) = self.stages.journal.clone().filter(|_| !mistake!(TailNotSaved)) else { return Ok(()) };
+        if journal.first() > journal.end().seq {
+            tracing::info!("nothing is saved aside: the journal holds no record");
+            return Ok(());
+        }
         let (root, volume) = (self.given.settings.volume.clone(), self.stages.volume.clone());
         let name = format!("tail-{}-{}", after.epoch, after.seq);
         let saved = blocking(move || {
             let reason = "operations that never became part of the pair's history";
-            aside::save(&root, &name, reason, &journal, after, volume.as_deref()).map_err(io::Error::other)
+            match aside::save(&root, &name, reason, &journal, after, volume.as_deref()) {
+                Err(AsideError::NoRoom { needed, free }) => Ok(Err((needed, free))),
+                saved => saved.map(Ok).map_err(io::Error::other),
+            }
         })
-        .await;
+        .await?;
         match saved {
             Ok(aside) => {
                 tracing::warn!(name = aside.name, records = aside.records, "a diverged tail was saved aside");
                 Ok(())
             }
-            Err(error) => {
+            Err((needed, free)) => {
+                tracing::error!(needed, free, "there is no room to save a diverged tail aside");
                 self.tell(Event::NoRoomAside);
-                Err(error)
+                Err(Undone::Answered)
             }
         }
     }
 
     async fn cut_journal(&mut self, after: Position) -> io::Result<()> {
-        let Some(journal) = self.stages.journal.clone() else { return Ok(()) };
+        let Some(journal) = self.stages.journal.clone().filter(|_| !mistake!(TailNotCut)) else { return Ok(()) };
         if journal.position_at(after.seq) != Some(after) {
             self.tell(Event::CutImpossible);
             return Ok(());
@@ -974,6 +1062,7 @@ impl Conductor {
     fn drop_stages(&mut self) {
         *self.allow.lock() = None;
         self.allowed.store(0, Ordering::Release);
+        self.confirmed.store(0, Ordering::Release);
         self.upkeep = upkeep::Upkeep::default();
         self.stages.applier = None;
         self.stages.volume = None;
@@ -1088,22 +1177,6 @@ fn judged(evidence: link::Evidence) -> Evidence {
     }
 }
 
-/// Runs a durable step on a thread that may wait for the disk.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
-}
-
 fn milliseconds() -> u64 {
     u64::try_from(clock::monotonic().as_millis()).unwrap_or(u64::MAX)
-}
-
-fn random() -> u128 {
-    let mut bytes = [0; 16];
-    let read = std::fs::File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut bytes));
-    if let Err(error) = read {
-        // Without randomness two claims could not be told apart: then it is better not to run.
-        tracing::error!(%error, "no randomness");
-        std::process::abort();
-    }
-    u128::from_le_bytes(bytes)
 }

@@ -13,6 +13,12 @@ use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
 /// Without it: a power failure takes records that an application, or the peer, was told are on disk.
 pub fn sync_journal(file: impl AsFd) -> io::Result<()> {
     trouble::check("sync_journal")?;
+    if mistake!(JournalNotFlushed) {
+        return Ok(());
+    }
+    if trouble::synced(&file)? {
+        return Ok(());
+    }
     Ok(rustix::fs::fdatasync(file)?)
 }
 
@@ -20,6 +26,9 @@ pub fn sync_journal(file: impl AsFd) -> io::Result<()> {
 /// Without it: the name may outlive a power failure and the contents may not.
 pub fn sync_file(file: impl AsFd) -> io::Result<()> {
     trouble::check("sync_file")?;
+    if trouble::synced(&file)? {
+        return Ok(());
+    }
     Ok(rustix::fs::fsync(file)?)
 }
 
@@ -27,6 +36,9 @@ pub fn sync_file(file: impl AsFd) -> io::Result<()> {
 /// Without it: a file that was synced may have no name after a power failure.
 pub fn sync_folder(folder: &Path) -> io::Result<()> {
     trouble::check("sync_folder")?;
+    if trouble::folder_synced(folder) {
+        return Ok(());
+    }
     let folder = rustix::fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     Ok(rustix::fs::fsync(folder)?)
 }
@@ -35,6 +47,9 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 /// Without it: the journal would be trimmed although the volume does not hold yet what it says.
 pub fn sync_volume(any: impl AsFd) -> io::Result<()> {
     trouble::check("sync_volume")?;
+    if trouble::is_simulated() {
+        return Ok(());
+    }
     Ok(rustix::fs::syncfs(any)?)
 }
 
@@ -144,6 +159,7 @@ pub fn write_zeros(file: &File, from: u64, to: u64) -> io::Result<()> {
 pub fn write_entry(file: &File, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
     trouble::check("write_entry")?;
     let total: usize = parts.iter().map(|part| part.len()).sum();
+    trouble::writing(file, offset, total)?;
     let mut done = 0;
     while done < total {
         let mut skip = done;
@@ -171,6 +187,7 @@ pub fn write_entry(file: &File, offset: u64, parts: &[&[u8]]) -> io::Result<()> 
 /// (see `Journal::sync`), not here: an append must not wait for the disk.
 pub fn name_segment(prepared: &Path, name: &Path) -> io::Result<()> {
     trouble::check("name_segment")?;
+    trouble::renaming(prepared, name);
     std::fs::rename(prepared, name)
 }
 
@@ -186,11 +203,14 @@ fn parent(path: &Path) -> io::Result<&Path> {
     path.parent().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a path without a folder"))
 }
 
-/// Breaks one named step, in tests: the step fails as often as asked on the thread that asked.
+/// Breaks one named step, in tests: the step fails as often as asked on the thread that asked. The simulation has its own
+/// ideas of what breaks and of what is durable.
 #[cfg(test)]
 pub mod trouble {
     use std::cell::RefCell;
     use std::io;
+
+    pub(super) use crate::simulated::{folder_synced, is_on as is_simulated, renaming, synced, writing};
 
     thread_local! {
         static ARMED: RefCell<Vec<(&'static str, i32)>> = const { RefCell::new(Vec::new()) };
@@ -202,6 +222,7 @@ pub mod trouble {
     }
 
     pub(super) fn check(step: &'static str) -> io::Result<()> {
+        crate::simulated::step(step)?;
         ARMED.with_borrow_mut(|armed| match armed.iter().position(|(name, _)| *name == step) {
             Some(at) => Err(io::Error::from_raw_os_error(armed.remove(at).1)),
             None => Ok(()),
@@ -209,12 +230,41 @@ pub mod trouble {
     }
 }
 
+/// Nothing is broken, and nothing is simulated: this is the product.
 #[cfg(not(test))]
 mod trouble {
+    use std::fs::File;
+    use std::io;
+    use std::os::fd::AsFd;
+    use std::path::Path;
+
     #[inline(always)]
-    pub(super) fn check(_step: &'static str) -> std::io::Result<()> {
+    pub(super) fn check(_step: &'static str) -> io::Result<()> {
         Ok(())
     }
+
+    #[inline(always)]
+    pub(super) fn is_simulated() -> bool {
+        false
+    }
+
+    #[inline(always)]
+    pub(super) fn synced(_file: &impl AsFd) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    #[inline(always)]
+    pub(super) fn folder_synced(_folder: &Path) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    pub(super) fn writing(_file: &File, _offset: u64, _length: usize) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[inline(always)]
+    pub(super) fn renaming(_from: &Path, _to: &Path) {}
 }
 
 #[cfg(test)]

@@ -235,6 +235,8 @@ impl Journal {
         let padding = &[0; 8][..header.size() - HEADER_BYTES - length];
         self.write(&mut writer, &[&header.bytes(), head, payload, padding])?;
         let before = writer.end;
+        #[cfg(test)]
+        crate::simulated::journaled(before, header.position(), stamp, op);
         self.publish(&mut writer, before, header.position(), header.size() as u64);
         Ok(header.position())
     }
@@ -267,6 +269,11 @@ impl Journal {
             while at < now.len() {
                 let header = Header::parse(&now[at..])?;
                 let before = writer.end;
+                #[cfg(test)]
+                for record in records_after(before, &now[at..at + header.size()]) {
+                    let record = record?;
+                    crate::simulated::journaled(before, record.position, record.stamp, &record.op()?);
+                }
                 self.publish(&mut writer, before, header.position(), header.size() as u64);
                 at += header.size();
             }
@@ -502,8 +509,10 @@ impl Journal {
         Ok(position)
     }
 
-    /// Saves every record after `after` as a journal of its own in the folder `into`, durably. Returns how many.
-    pub fn save_tail(&self, after: u64, into: &Path) -> Result<u64, JournalError> {
+    /// Saves every record after `after` as a journal of its own in the folder `into`, durably. Returns where it begins and
+    /// how many there are. Records that the journal has forgotten are nobody's only copy: the peer had them durably.
+    pub fn save_tail(&self, after: u64, into: &Path) -> Result<(Position, u64), JournalError> {
+        let after = after.max(self.first().saturating_sub(1));
         let Some(previous) = self.position_at(after) else {
             return Err(JournalError::Outside { seq: after, first: self.first(), end: self.end().seq });
         };
@@ -523,7 +532,7 @@ impl Journal {
             count += batch.count;
         }
         saved.finish().map_err(io_error("save tail"))?;
-        Ok(count)
+        Ok((previous, count))
     }
 
     /// Forgets whole segments that hold nothing from `seq` on. Their room is used again.
@@ -572,6 +581,11 @@ impl Journal {
         self.appended.send_replace(at.seq);
         self.sync()?;
         Ok(())
+    }
+
+    /// No write and no flush has failed.
+    pub fn is_usable(&self) -> bool {
+        self.check_usable().is_ok()
     }
 
     fn check_usable(&self) -> Result<(), JournalError> {

@@ -7,6 +7,17 @@
 // A test looks at the one case it is about.
 #![cfg_attr(test, allow(clippy::wildcard_enum_match_arm))]
 
+/// Whether the simulation wants this mistake made, to see that it would notice. Never in the product.
+macro_rules! mistake {
+    ($which:ident) => {{
+        #[cfg(test)]
+        let makes = crate::simulated::mistake(crate::simulated::Mistake::$which);
+        #[cfg(not(test))]
+        let makes = false;
+        makes
+    }};
+}
+
 pub mod serve;
 pub mod settings;
 
@@ -15,10 +26,12 @@ pub mod apply;
 pub mod aside;
 pub mod boot;
 pub mod capture;
+pub mod chance;
 pub mod checkpoint;
 pub mod clock;
 pub mod commit;
 pub mod conductor;
+pub mod crew;
 pub mod disk;
 pub mod doorkeeper;
 pub mod handover;
@@ -42,3 +55,9 @@ pub mod ship;
 pub mod supervise;
 pub mod telemetry;
 pub mod volume;
+
+#[cfg(test)]
+mod simulated;
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;

@@ -16,21 +16,24 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rustix::net::sockopt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader, BufWriter};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::clock;
+use crate::crew::Bell;
 
 pub mod frame;
+mod road;
 pub mod tls;
 
 pub use frame::{Ack, FrameError, Nack, NackReason, RecordsHeader};
 pub use tls::{TlsError, TlsSettings};
+
+pub(crate) use road::{Road, Unproven, evidence_of};
 
 use frame::{Heartbeat, Type};
 
@@ -172,10 +175,40 @@ impl Drop for Bulk {
     }
 }
 
+/// Records as they arrive.
+pub struct RecordsLane {
+    /// One frame after the other.
+    pub frames: std::sync::mpsc::Receiver<RecordsFrame>,
+    /// Rings after each.
+    pub bell: Bell,
+}
+
+/// The other end of a [`RecordsLane`].
+struct RecordsInlet {
+    frames: Option<std::sync::mpsc::Sender<RecordsFrame>>,
+    bell: Bell,
+}
+
+impl RecordsInlet {
+    fn send(&self, frame: RecordsFrame) -> Result<(), Gone> {
+        self.frames.as_ref().ok_or(Gone)?.send(frame).map_err(|_| Gone)?;
+        self.bell.ring();
+        Ok(())
+    }
+}
+
+impl Drop for RecordsInlet {
+    fn drop(&mut self) {
+        // Whoever follows hears that nothing comes any more.
+        drop(self.frames.take());
+        self.bell.ring();
+    }
+}
+
 /// What arrives beside control messages.
 pub struct Lanes {
-    /// For the thread that follows.
-    pub records: std::sync::mpsc::Receiver<RecordsFrame>,
+    /// For the worker that follows.
+    pub records: RecordsLane,
     /// For the copy.
     pub bulk: mpsc::UnboundedReceiver<Bulk>,
 }
@@ -245,7 +278,7 @@ impl Session {
 /// What receives for every connection.
 struct Inlets<C> {
     events: mpsc::UnboundedSender<LinkEvent<C>>,
-    records: std::sync::mpsc::Sender<RecordsFrame>,
+    records: RecordsInlet,
     bulk: mpsc::UnboundedSender<Bulk>,
     records_waiting: Arc<AtomicUsize>,
 }
@@ -254,7 +287,7 @@ impl<C> Clone for Inlets<C> {
     fn clone(&self) -> Self {
         Inlets {
             events: self.events.clone(),
-            records: self.records.clone(),
+            records: RecordsInlet { frames: self.records.frames.clone(), bell: self.records.bell.clone() },
             bulk: self.bulk.clone(),
             records_waiting: self.records_waiting.clone(),
         }
@@ -291,46 +324,9 @@ impl End {
     }
 }
 
-fn evidence_of(error: &io::Error) -> Evidence {
-    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, UnexpectedEof};
-    let kind = error.kind();
-    if kind == ConnectionRefused {
-        Evidence::Refused
-    } else if matches!(kind, ConnectionReset | BrokenPipe | UnexpectedEof) {
-        // The end of the bytes without TLS's farewell: the process is gone, its kernel closed the socket.
-        Evidence::Reset
-    } else {
-        Evidence::Silent
-    }
-}
-
 /// A connection that has proven who it is.
-struct Proven {
-    stream: tokio_rustls::TlsStream<TcpStream>,
-}
-
-/// Why no proven connection came about.
-#[derive(Debug, thiserror::Error)]
-enum Unproven {
-    #[error("connect: {0}")]
-    Connect(io::Error),
-    #[error("{0}")]
-    Tls(#[from] TlsError),
-    #[error("{0}")]
-    Frame(#[from] FrameError),
-    #[error("no answer within {} s", HANDSHAKE_TIMEOUT.as_secs())]
-    Timeout,
-}
-
-impl Unproven {
-    fn evidence(&self) -> Evidence {
-        match self {
-            Unproven::Connect(error) => evidence_of(error),
-            Unproven::Tls(TlsError::Handshake(error)) => evidence_of(error),
-            Unproven::Tls(_) | Unproven::Frame(_) => Evidence::Answers,
-            Unproven::Timeout => Evidence::Silent,
-        }
-    }
+struct Proven<S> {
+    stream: S,
 }
 
 /// Starts to listen, and to dial if this member does. Ends when the handle and the receivers are dropped.
@@ -338,19 +334,22 @@ pub async fn start<C>(settings: LinkSettings) -> io::Result<(LinkHandle, mpsc::U
 where
     C: Serialize + DeserializeOwned + Send + 'static,
 {
+    #[cfg(test)]
+    if let Some(road) = crate::simulated::road() {
+        return Ok(start_over(road, settings));
+    }
     let listener = TcpListener::bind(settings.listen).await?;
-    Ok(start_on(listener, settings))
+    Ok(start_over(road::Tcp::new(listener, settings.clone()), settings))
 }
 
-fn start_on<C>(
-    listener: TcpListener,
-    settings: LinkSettings,
-) -> (LinkHandle, mpsc::UnboundedReceiver<LinkEvent<C>>, Lanes)
+fn start_over<C>(road: impl Road, settings: LinkSettings) -> (LinkHandle, mpsc::UnboundedReceiver<LinkEvent<C>>, Lanes)
 where
     C: Serialize + DeserializeOwned + Send + 'static,
 {
     let (events, events_out) = mpsc::unbounded_channel();
-    let (records, records_out) = std::sync::mpsc::channel();
+    let (records, frames) = std::sync::mpsc::channel();
+    let bell = Bell::default();
+    let records = RecordsInlet { frames: Some(records), bell: bell.clone() };
     let (bulk, bulk_out) = mpsc::unbounded_channel();
     let inlets = Inlets { events, records, bulk, records_waiting: Arc::default() };
     let shared = Arc::new(Shared {
@@ -362,10 +361,11 @@ where
         up: watch::Sender::new((0, false)),
     });
     let (proven, proven_out) = mpsc::channel(1);
-    tokio::spawn(listen(listener, shared.clone(), proven.clone(), inlets.clone()));
-    tokio::spawn(reach(shared.clone(), proven, inlets.clone()));
+    let road = Arc::new(road);
+    tokio::spawn(listen(road.clone(), proven.clone(), inlets.clone()));
+    tokio::spawn(reach(road, shared.clone(), proven, inlets.clone()));
     tokio::spawn(manage(shared.clone(), proven_out, inlets));
-    (LinkHandle { shared }, events_out, Lanes { records: records_out, bulk: bulk_out })
+    (LinkHandle { shared }, events_out, Lanes { records: RecordsLane { frames, bell }, bulk: bulk_out })
 }
 
 impl LinkHandle {
@@ -418,6 +418,7 @@ impl LinkHandle {
         }
         let mut close = session.close.subscribe();
         tokio::select! {
+            biased;
             permit = session.bulk_credit.acquire_many(bytes.len() as u32) => permit.map_err(|_| Gone)?.forget(),
             _ = close.wait_for(Option::is_some) => return Err(Gone),
         }
@@ -470,31 +471,20 @@ impl LinkHandle {
     }
 
     /// What the peer's host says to a connection right now.
-    pub async fn probe(&self) -> (Evidence, String) {
-        probe(&self.shared.settings.peer, self.shared.settings.interval).await
-    }
-}
-
-/// Tries to connect and hangs up at once.
-async fn probe(peer: &str, patience: Duration) -> (Evidence, String) {
-    match timeout(patience, TcpStream::connect(peer)).await {
-        Ok(Ok(_)) => (Evidence::Answers, "peer's host accepts connections".into()),
-        Ok(Err(error)) => (evidence_of(&error), format!("connect: {error}")),
-        Err(_) => (Evidence::Silent, format!("no answer within {} ms", patience.as_millis())),
+    #[cfg(test)]
+    pub(crate) async fn probe(&self) -> (Evidence, String) {
+        road::probe(&self.shared.settings).await
     }
 }
 
 /// Lets in who proves to be the peer.
-async fn listen<C: Send + 'static>(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    proven: mpsc::Sender<Proven>,
-    inlets: Inlets<C>,
-) {
+async fn listen<C: Send + 'static, R: Road>(road: Arc<R>, proven: mpsc::Sender<Proven<R::Stream>>, inlets: Inlets<C>) {
     let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
     loop {
-        let (stream, from) = tokio::select! {
-            accepted = listener.accept() => match accepted {
+        let (knock, from) = tokio::select! {
+            biased;
+            () = inlets.events.closed() => return,
+            accepted = road.knock() => match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors or a connection that died in the queue: neither ends the listening.
@@ -503,12 +493,12 @@ async fn listen<C: Send + 'static>(
                     continue;
                 }
             },
-            () = inlets.events.closed() => return,
         };
         let Ok(seat) = strangers.clone().try_acquire_owned() else { continue };
-        let (shared, proven, inlets) = (shared.clone(), proven.clone(), inlets.clone());
+        let (road, proven, inlets) = (road.clone(), proven.clone(), inlets.clone());
         tokio::spawn(async move {
-            let outcome = timeout(HANDSHAKE_TIMEOUT, admit(&shared.settings, stream)).await;
+            let admitted = async { preface(road.admit(knock).await?).await };
+            let outcome = timeout(HANDSHAKE_TIMEOUT, admitted).await;
             drop(seat);
             match outcome.unwrap_or(Err(Unproven::Timeout)) {
                 Ok(connection) => drop(proven.send(connection).await),
@@ -522,29 +512,9 @@ async fn listen<C: Send + 'static>(
     }
 }
 
-async fn admit(settings: &LinkSettings, stream: TcpStream) -> Result<Proven, Unproven> {
-    prepare(&stream, settings).map_err(Unproven::Connect)?;
-    let acceptor = tls::acceptor(&settings.tls)?;
-    let stream = acceptor.accept(stream).await.map_err(TlsError::Handshake)?;
-    tls::check_identity(stream.get_ref().1.peer_certificates(), &settings.tls.peer_name)?;
-    preface(stream.into()).await
-}
-
-async fn dial(settings: &LinkSettings) -> Result<Proven, Unproven> {
-    let (connector, name) = tls::connector(&settings.tls)?;
-    let stream = timeout(settings.interval.max(Duration::from_millis(500)), TcpStream::connect(&settings.peer))
-        .await
-        .map_err(|_| Unproven::Timeout)?
-        .map_err(Unproven::Connect)?;
-    prepare(&stream, settings).map_err(Unproven::Connect)?;
-    let stream = connector.connect(name, stream).await.map_err(TlsError::Handshake)?;
-    tls::check_identity(stream.get_ref().1.peer_certificates(), &settings.tls.peer_name)?;
-    preface(stream.into()).await
-}
-
 /// Both sides speak once before a connection counts: with TLS 1.3 the one that dials learns only from the first answer
 /// whether its certificate was accepted.
-async fn preface(mut stream: tokio_rustls::TlsStream<TcpStream>) -> Result<Proven, Unproven> {
+async fn preface<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> Result<Proven<S>, Unproven> {
     let mut mine = frame::header(Type::Preface, 8).to_vec();
     // Room for features to be agreed on; none yet.
     mine.extend_from_slice(&[0; 8]);
@@ -562,27 +532,25 @@ async fn preface(mut stream: tokio_rustls::TlsStream<TcpStream>) -> Result<Prove
     }
 }
 
-/// Small frames leave at once; a peer whose host is gone is noticed by the kernel too.
-fn prepare(stream: &TcpStream, settings: &LinkSettings) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    sockopt::set_socket_keepalive(stream, true)?;
-    sockopt::set_tcp_keepidle(stream, settings.silence.max(Duration::from_secs(1)))?;
-    sockopt::set_tcp_user_timeout(stream, settings.silence.as_millis() as u32)?;
-    Ok(())
-}
-
 /// While there is no connection: dials, or at least looks whether somebody is there.
-async fn reach<C: Send + 'static>(shared: Arc<Shared>, proven: mpsc::Sender<Proven>, inlets: Inlets<C>) {
+async fn reach<C: Send + 'static, R: Road>(
+    road: Arc<R>,
+    shared: Arc<Shared>,
+    proven: mpsc::Sender<Proven<R::Stream>>,
+    inlets: Inlets<C>,
+) {
     let mut up = shared.up.subscribe();
     let settings = &shared.settings;
     loop {
         tokio::select! {
-            down = up.wait_for(|(_, up)| !up) => if down.is_err() { return },
+            biased;
             () = inlets.events.closed() => return,
+            down = up.wait_for(|(_, up)| !up) => if down.is_err() { return },
         }
         let last = up.borrow().0;
         let (evidence, why) = if settings.dials {
-            match timeout(HANDSHAKE_TIMEOUT, dial(settings)).await.unwrap_or(Err(Unproven::Timeout)) {
+            let dialled = async { preface(road.dial().await?).await };
+            match timeout(HANDSHAKE_TIMEOUT, dialled).await.unwrap_or(Err(Unproven::Timeout)) {
                 Ok(connection) => {
                     if proven.send(connection).await.is_err() {
                         return;
@@ -600,7 +568,7 @@ async fn reach<C: Send + 'static>(shared: Arc<Shared>, proven: mpsc::Sender<Prov
             if up.borrow().1 {
                 continue;
             }
-            probe(&settings.peer, settings.interval).await
+            road.probe().await
         };
         if inlets.events.send(LinkEvent::Attempt { evidence, why }).is_err() {
             return;
@@ -610,9 +578,10 @@ async fn reach<C: Send + 'static>(shared: Arc<Shared>, proven: mpsc::Sender<Prov
 }
 
 /// Keeps one connection: the newest. Whoever dials again has lost the earlier one.
-async fn manage<C>(shared: Arc<Shared>, mut proven: mpsc::Receiver<Proven>, inlets: Inlets<C>)
+async fn manage<C, S>(shared: Arc<Shared>, mut proven: mpsc::Receiver<Proven<S>>, inlets: Inlets<C>)
 where
     C: DeserializeOwned + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let mut running: Option<(Arc<Session>, tokio::task::JoinHandle<()>)> = None;
     while let Some(connection) = proven.recv().await {
@@ -656,14 +625,21 @@ struct Queues {
 }
 
 /// One connection from its first frame to its end.
-async fn converse<C>(shared: Arc<Shared>, session: Arc<Session>, connection: Proven, queues: Queues, inlets: Inlets<C>)
-where
+async fn converse<C, S>(
+    shared: Arc<Shared>,
+    session: Arc<Session>,
+    connection: Proven<S>,
+    queues: Queues,
+    inlets: Inlets<C>,
+) where
     C: DeserializeOwned + Send + 'static,
+    S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (from, to) = tokio::io::split(connection.stream);
     let mut close = session.close.subscribe();
     let mut writer = BufWriter::with_capacity(128 << 10, to);
     let end = tokio::select! {
+        biased;
         end = hear(&shared, &session, BufReader::with_capacity(64 << 10, from), &inlets) => end,
         end = speak(&shared, &session, &mut writer, queues) => end,
         asked = close.wait_for(Option::is_some) => {
@@ -851,6 +827,6 @@ async fn write_frame(to: &mut (impl AsyncWrite + Unpin), kind: Type, first: &[u8
 
 /// A proven connection in the hands of a test.
 #[cfg(test)]
-pub(crate) async fn test_dial(settings: &LinkSettings) -> tokio_rustls::TlsStream<TcpStream> {
-    dial(settings).await.expect("a proven connection").stream
+pub(crate) async fn test_dial(settings: &LinkSettings) -> tokio_rustls::TlsStream<tokio::net::TcpStream> {
+    preface(road::dial(settings).await.expect("a connection")).await.expect("a proven connection").stream
 }

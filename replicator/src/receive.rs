@@ -1,20 +1,21 @@
 //! Follows the master: verifies its records, appends them to the own journal, makes them durable when the master waits for
-//! it or after a fifth of a second, and acknowledges. One thread, so that a flush delays nothing but the next record.
+//! it or after a fifth of a second, and acknowledges. One worker, so that a flush delays nothing but the next record.
 //!
 //! What the master reports committed is noted in the journal before the flush, and only what such a note covers durably is
 //! passed on to be applied: after any crash the journal itself says what may already show on the volume.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver as Lane, RecvTimeoutError};
+use std::sync::mpsc::TryRecvError;
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use crate::clock;
+use crate::crew::{self, Turn};
 use crate::journal::{Broken, Journal, JournalError};
-use crate::link::{Ack, LinkHandle, Nack, NackReason, RecordsFrame};
+use crate::link::{Ack, LinkHandle, Nack, NackReason, RecordsFrame, RecordsLane};
 
 /// What arrived is durable after at most so long, also when nobody asks.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(200);
@@ -50,10 +51,10 @@ pub enum ReceiveEvent {
     },
 }
 
-/// Called with the highest record that may be applied, from the thread that receives.
+/// Called with the highest record that may be applied, from the worker that receives.
 pub type OnCommitted = Box<dyn Fn(u64) + Send>;
 
-/// The thread that follows; it lives as long as the link's lane.
+/// The worker that follows; it lives as long as the link's lane.
 pub struct Receiver {
     shared: Arc<Shared>,
 }
@@ -66,26 +67,26 @@ struct Shared {
     events: mpsc::UnboundedSender<ReceiveEvent>,
 }
 
-/// Starts the thread. It follows nobody until told to.
+/// Starts the worker. It follows nobody until told to.
 pub fn receive(
     link: LinkHandle,
-    lane: Lane<RecordsFrame>,
+    lane: RecordsLane,
     on_committed: OnCommitted,
 ) -> io::Result<(Receiver, mpsc::UnboundedReceiver<ReceiveEvent>)> {
     let (events, events_out) = mpsc::unbounded_channel();
     let shared = Arc::new(Shared { link, following: Mutex::new(None), events });
-    let thread = shared.clone();
-    std::thread::Builder::new().name("receive".into()).spawn(move || {
-        let mut intake = Intake {
-            shared: &thread,
-            on_committed,
-            session: 0,
-            committed: 0,
-            unacknowledged: 0,
-            unflushed_since: None,
-        };
-        intake.run(&lane);
-    })?;
+    let bell = lane.bell.clone();
+    let mut intake = Intake {
+        shared: Arc::clone(&shared),
+        lane,
+        late: None,
+        on_committed,
+        session: 0,
+        committed: 0,
+        unacknowledged: 0,
+        unflushed_since: None,
+    };
+    crew::hire("receive", &bell, move |due| intake.turn(due))?;
     Ok((Receiver { shared }, events_out))
 }
 
@@ -108,8 +109,11 @@ impl Receiver {
     }
 }
 
-struct Intake<'a> {
-    shared: &'a Shared,
+struct Intake {
+    shared: Arc<Shared>,
+    lane: RecordsLane,
+    /// The first frame that was too many for the last turn.
+    late: Option<RecordsFrame>,
     on_committed: OnCommitted,
     /// The connection that the rest is about.
     session: u64,
@@ -121,39 +125,40 @@ struct Intake<'a> {
     unflushed_since: Option<Duration>,
 }
 
-impl Intake<'_> {
-    fn run(&mut self, lane: &Lane<RecordsFrame>) {
-        let mut late = None;
-        loop {
-            if let Some(first) = late.take() {
-                late = self.take(first, lane);
-                continue;
+impl Intake {
+    fn turn(&mut self, due: bool) -> Turn {
+        let next = self.late.take().map_or_else(|| self.lane.frames.try_recv(), Ok);
+        match next {
+            Ok(first) => {
+                self.late = self.take(first);
+                Turn::Again
             }
-            let patience = match self.unflushed_since {
-                Some(since) => FLUSH_INTERVAL.saturating_sub(clock::monotonic().saturating_sub(since)),
-                None => Duration::from_secs(3600),
-            };
-            match lane.recv_timeout(patience) {
-                Ok(first) => late = self.take(first, lane),
-                Err(RecvTimeoutError::Timeout) => self.flush_when_due(),
-                Err(RecvTimeoutError::Disconnected) => return,
+            Err(TryRecvError::Empty) => {
+                if due {
+                    self.flush_when_due();
+                }
+                let patience = |since| FLUSH_INTERVAL.saturating_sub(clock::monotonic().saturating_sub(since));
+                Turn::Wait(self.unflushed_since.map(patience))
             }
+            Err(TryRecvError::Disconnected) => Turn::Done,
         }
     }
 
     /// Takes in a frame and those that wait behind it, then flushes once for all of them if one asks for it. Returns the
     /// first that was too many for this round.
-    fn take(&mut self, first: RecordsFrame, lane: &Lane<RecordsFrame>) -> Option<RecordsFrame> {
-        let shared = self.shared;
+    fn take(&mut self, first: RecordsFrame) -> Option<RecordsFrame> {
+        let shared = Arc::clone(&self.shared);
         let mut following = shared.following.lock();
         let (mut sync, mut receipt) = (false, false);
         let mut frame = Some(first);
         for _ in 0..FRAMES_MAX {
             let Some(current) = frame.take() else { break };
-            let followed = following.as_ref().filter(|(following, _)| following.session == current.session);
+            let followed = following
+                .as_ref()
+                .filter(|(following, _)| following.session == current.session || mistake!(OldSessionAccepted));
             let Some((accepted, journal)) = followed else {
                 // Of a connection that is over, or sent before anybody agreed to follow.
-                frame = lane.try_recv().ok();
+                frame = self.lane.frames.try_recv().ok();
                 continue;
             };
             if self.session != accepted.session {
@@ -179,7 +184,7 @@ impl Intake<'_> {
             sync |= current.header.sync;
             receipt |= current.header.receipt;
             drop(current);
-            frame = lane.try_recv().ok();
+            frame = self.lane.frames.try_recv().ok();
         }
         // Whoever waits for the receipt waits for the disk, where memory does not count.
         let from_memory = following.as_ref().is_some_and(|(following, _)| following.memory_acks);
@@ -191,6 +196,9 @@ impl Intake<'_> {
     fn finish(&mut self, sync: bool, receipt: bool) {
         if receipt || self.unacknowledged >= RECEIPT_BYTES {
             self.acknowledge();
+        }
+        if mistake!(CommittedBeforeFlush) {
+            (self.on_committed)(self.committed);
         }
         if sync {
             self.flush();
@@ -207,7 +215,7 @@ impl Intake<'_> {
     }
 
     fn flush(&mut self) {
-        let shared = self.shared;
+        let shared = Arc::clone(&self.shared);
         let mut following = shared.following.lock();
         let Some((accepted, journal)) = &*following else {
             self.unflushed_since = None;
@@ -229,7 +237,7 @@ impl Intake<'_> {
     }
 
     fn acknowledge(&mut self) {
-        let shared = self.shared;
+        let shared = Arc::clone(&self.shared);
         // Held while it is said: whoever ends acknowledgements from memory knows that none follows.
         if let Some((following, journal)) = &*shared.following.lock() {
             self.acknowledge_as(following, journal);
@@ -240,6 +248,7 @@ impl Intake<'_> {
         self.unacknowledged = 0;
         let durable = journal.durable();
         let taken = journal.end().seq.max(durable);
+        let durable = if mistake!(AckBeforeFlush) { taken } else { durable };
         let received = if following.memory_acks { taken } else { durable };
         // A connection that is gone needs no acknowledgement; the next hello says where this journal ends.
         if self.shared.link.send_ack(following.session, Ack { taken, received, durable }).is_err() {

@@ -49,10 +49,12 @@ pub enum RedoError {
     #[error("list of files: {0}")]
     Manifest(#[from] ManifestError),
     /// The journal and the list of files do not belong together.
-    #[error("record {seq} cannot follow what came before it: {reason}")]
+    #[error("record {seq} ({op}) cannot follow what came before it: {reason}")]
     Contradiction {
         /// The record.
         seq: u64,
+        /// What it says.
+        op: String,
         /// What did not fit.
         reason: Errno,
     },
@@ -212,10 +214,11 @@ fn survey(manifest: &Manifest, upto: u64, replay: &mut Replay<'_>) -> Result<Sur
             // Not part of the final state, but its effect may be on the volume.
             return Ok(());
         }
-        survey
-            .names
-            .change(op, stamp.time, Backing::default())
-            .map_err(|reason| RedoError::Contradiction { seq, reason })?;
+        survey.names.change(op, stamp.time, Backing::default()).map_err(|reason| RedoError::Contradiction {
+            seq,
+            op: told(op),
+            reason,
+        })?;
         if let Op::Create { id, kind, mode, uid, gid, .. } = op {
             survey.born.insert(*id, Born::of(kind, *mode, *uid, *gid));
         }
@@ -228,6 +231,13 @@ fn survey(manifest: &Manifest, upto: u64, replay: &mut Replay<'_>) -> Result<Sur
         Ok(())
     })?;
     Ok(survey)
+}
+
+/// An operation in a message, without its bulk.
+fn told(op: &Op<'_>) -> String {
+    let mut text = format!("{op:?}");
+    text.truncate(text.char_indices().nth(160).map_or(text.len(), |(at, _)| at));
+    text
 }
 
 /// What lies under a name.
@@ -599,7 +609,7 @@ pub fn recover(path: &Path, options: Options, journal: &Journal, upto: u64, scop
     }
     converge(path, options, &manifest, upto, scope, &mut |visit| {
         let end = journal.end().seq;
-        let mut next = from.seq + 1;
+        let mut next = from.seq + 1 + u64::from(mistake!(RedoSkips));
         let mut bytes = Vec::new();
         while next <= end {
             bytes.clear();
@@ -659,6 +669,7 @@ pub(crate) fn arrange(
         let old = plan.old.nodes().filter(|(_, node)| node.kind == FileKind::Directory);
         plan.touched.extend(old.map(|(id, _)| id));
     }
+    let forgives = plan.scope == Scope::Everything && !plan.rebuild_missing;
     drop(std::mem::replace(&mut plan.old, Tree::new(Node::new(FileKind::Directory, Backing::default(), 0, 0))));
     let cleared = clear(&plan.names, &mut scan)?;
     let staging = Arc::clone(&scan.staging);
@@ -671,6 +682,9 @@ pub(crate) fn arrange(
             .map(|(id, node)| (id, node.kind))
             .collect();
         plan.born.extend(missing.into_iter().map(|(id, kind)| (id, Born::empty(kind))));
+    }
+    if forgives {
+        forgive(&mut plan.names, &mut plan.born, &cleared.found);
     }
     let folders =
         Folders::open(open_root(path).map_err(on("open the volume"))?).map_err(on("open Tandem's folders"))?;
@@ -686,6 +700,47 @@ pub(crate) fn arrange(
     };
     placing.place_all()?;
     Ok((volume, plan.born))
+}
+
+/// A master that lost power may have removed files by operations that its journal lost: nobody was told that those are on
+/// disk, and so a file of the checkpoint that is nowhere counts as removed. A folder in which something must be is made
+/// anew.
+fn forgive(names: &mut Tree, born: &mut HashMap<FileId, Born>, found: &HashSet<FileId>) {
+    let is_missing =
+        |id: FileId, born: &HashMap<FileId, Born>| id != ROOT && !found.contains(&id) && !born.contains_key(&id);
+    loop {
+        // Files first; a folder when nothing is left in it.
+        let gone: Vec<FileId> = names
+            .nodes()
+            .filter(|(id, node)| {
+                is_missing(*id, born) && node.directory().is_none_or(|folder| folder.after(0).next().is_none())
+            })
+            .map(|(id, _)| id)
+            .collect();
+        if gone.is_empty() {
+            break;
+        }
+        for id in gone {
+            tracing::warn!(id = id.0, "a file was removed by operations that the journal lost with the power");
+            let links: Vec<_> = names.node(id).map(|node| node.links().to_vec()).unwrap_or_default();
+            for link in links {
+                let name = names.name(link).map(Arc::clone);
+                // Both come from the same tree.
+                if let Some(name) = name {
+                    names.unlink(id, link.parent, &name).ok();
+                }
+            }
+            names.remove(id);
+        }
+    }
+    let folders: Vec<FileId> = names.nodes().map(|(id, _)| id).filter(|id| is_missing(*id, born)).collect();
+    for id in folders {
+        tracing::warn!(
+            id = id.0,
+            "a folder was removed by operations that the journal lost with the power; it is made anew"
+        );
+        born.insert(id, Born { mode: 0o755, ..Born::empty(FileKind::Directory) });
+    }
 }
 
 fn again(volume: &Volume, id: FileId, kind: FileKind, op: &Op<'_>) -> Result<(), RedoError> {
@@ -738,5 +793,7 @@ mod trouble {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod damage;
 #[cfg(test)]
 mod tests;

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tandem_protocol::member::effect::Exit;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::capture::transport::{self, Connection, Session};
 use crate::conductor::door::Door;
-use crate::conductor::{self, ClaimService, ConductorError, Given};
+use crate::conductor::{self, ClaimService, ConductorError, Given, Rhythm};
 use crate::health::{self, Shown};
 use crate::metrics::Metrics;
 use crate::record::RecordKeeper;
@@ -80,7 +81,13 @@ pub async fn run(settings: ServeSettings) -> Result<ExitCode, ServeError> {
         }
     };
     let mounted = settings.mount.clone();
-    let given = Given { settings, keeper, wishes, metrics, shown, account, claim_service, door, resumed };
+    let mut terminate = signal(SignalKind::terminate()).map_err(on("handle SIGTERM"))?;
+    let terminated = Box::pin(async move {
+        terminate.recv().await;
+    });
+    let upkeep = Rhythm::default();
+    let given =
+        Given { settings, keeper, wishes, metrics, shown, account, claim_service, door, resumed, terminated, upkeep };
     let ended = conductor::run(given).await;
     if let Some(mount) = mounted {
         // Development: the process that mounted also unmounts. In a pod the mount outlives this process.

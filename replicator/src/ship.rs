@@ -247,6 +247,7 @@ async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &S
             if !waited_for && journal.bytes_between(next - 1, end) < ENOUGH_BYTES {
                 // Nobody waits: give others the chance to come along, unless somebody begins to wait.
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(COMPANY) => {}
                     () = wanted_from(state, next) => {}
                 }
@@ -287,6 +288,7 @@ async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &S
 
         let news = committed > told && !state.window_is_full();
         tokio::select! {
+            biased;
             changed = appended.changed() => if changed.is_err() { return Ok(()) },
             () = state.wake.notified() => {}
             () = &mut gone => return Err(Ended::Gone),

@@ -387,6 +387,10 @@ impl Member {
 
     fn take(&mut self, event: Event, now: Now, out: &mut Vec<Effect>) {
         if self.state == State::Stopped {
+            if matches!(event, Event::DiskFailed) {
+                // One of its last steps failed, and what came after it, the end itself, was not carried out.
+                out.push(Effect::Exit { why: Exit::DiskFailed });
+            }
             return;
         }
         match event {

@@ -17,8 +17,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::copies::Moved;
-use super::{Conductor, Note, blocking};
+use super::{Conductor, Note};
 use crate::clock;
+use crate::crew::blocking;
 use crate::link::{Bulk, LinkHandle};
 use crate::netcopy::{Copied, NetcopyError, Source, Step, Target, from_bytes, to_bytes};
 use crate::receive::Following;
@@ -26,6 +27,8 @@ use crate::volume;
 
 /// A copy of which not a byte moves for so long is given up, where the owner has not said otherwise.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a copy that failed for a reason of this member's is not begun again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Where the state of the last copy is remembered.
 pub(super) const MEMORY: &str = "netcopy";
 
@@ -177,6 +180,7 @@ impl Conductor {
             (None, Some(volume)) => Some(volume.snapshot(journal.end())),
             (_, None) => None,
         };
+        let used = Arc::clone(&journal);
         let settle = {
             let journal = Arc::clone(&journal);
             Box::new(move |position| journal.reset(position).map_err(io::Error::other))
@@ -194,9 +198,14 @@ impl Conductor {
                 Ok(copied) => Note::CopyTaken { session, generation, copied: Box::new(copied) },
                 Err(error) => {
                     tracing::warn!(%error, "the copy broke off");
+                    if link.current() == Some(session) {
+                        // Whatever it was will not have passed at once.
+                        tokio::time::sleep(AGAIN).await;
+                    }
                     // What the source still sends belongs to this copy: on the same connection the next one would trip over it.
                     link.close(session, "the copy broke off");
-                    Note::Event(Event::NetcopyFailed)
+                    // A journal that failed once is never used again by this process.
+                    Note::Event(if used.is_usable() { Event::NetcopyFailed } else { Event::DiskFailed })
                 }
             };
             notes.send(note).ok();
@@ -225,6 +234,8 @@ impl Conductor {
             tracing::error!(%error, "the copy cannot be continued");
             return self.tell(Event::DiskFailed);
         }
+        #[cfg(test)]
+        crate::simulated::stages(None, Some(&volume));
         self.stages.volume = Some(volume);
         let (Some(applier), Some(receiver)) = (&self.stages.applier, &self.stages.receiver) else {
             return self.tell(Event::NetcopyFailed);
@@ -233,11 +244,12 @@ impl Conductor {
         let (epoch, nonce) = (generation.epoch, generation.nonce.0);
         let following = Following { session, epoch, nonce, memory_acks: false };
         receiver.follow(following, Arc::clone(&journal));
-        let (mut applied, link, notes, through) =
-            (applier.applied(), self.link.clone(), self.notes.clone(), copied.through);
+        let through = if mistake!(CopyCompleteTooEarly) { 0 } else { copied.through };
+        let (mut applied, link, notes) = (applier.applied(), self.link.clone(), self.notes.clone());
         tracing::info!(position = copied.position.seq, through, "the files are there; the journal follows");
         tokio::spawn(async move {
             let complete = tokio::select! {
+                biased;
                 done = applied.wait_for(|applied| applied.seq >= through || applied.failure.is_some()) =>
                     done.is_ok_and(|applied| applied.failure.is_none()),
                 () = link.gone(session) => false,

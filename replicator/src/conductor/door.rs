@@ -39,6 +39,15 @@ impl Door {
         }
     }
 
+    /// What is behind it.
+    #[cfg(test)]
+    pub(crate) fn capture(&self) -> Option<Arc<Capture>> {
+        match &*self.state.lock() {
+            State::Open(capture) => Some(Arc::clone(capture)),
+            State::Closed(_) | State::Refused => None,
+        }
+    }
+
     /// Requests that wait, and all that come, are answered EIO; a file system that was open goes on answering reads.
     pub fn refuse(&self) {
         let mut state = self.state.lock();

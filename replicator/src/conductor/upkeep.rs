@@ -8,12 +8,25 @@ use std::time::Duration;
 use super::{Conductor, leads};
 use crate::checkpoint;
 use crate::clock;
+use crate::crew::blocking;
 use crate::journal::retention::{Known, retain};
 
-/// A checkpoint is taken after this time,
-const AGE: Duration = Duration::from_secs(30);
-/// or after so many bytes of journal.
-const BYTES: u64 = 64 << 20;
+/// How often something is done for later.
+#[derive(Clone, Copy, Debug)]
+pub struct Rhythm {
+    /// A checkpoint is taken after this time,
+    pub checkpoint_age: Duration,
+    /// or after so many bytes of journal.
+    pub checkpoint_bytes: u64,
+    /// Size of a segment of the journal, in bytes.
+    pub segment_bytes: u64,
+}
+
+impl Default for Rhythm {
+    fn default() -> Self {
+        Self { checkpoint_age: Duration::from_secs(30), checkpoint_bytes: 64 << 20, segment_bytes: 32 << 20 }
+    }
+}
 
 /// When the last checkpoint was taken.
 #[derive(Default)]
@@ -34,18 +47,22 @@ impl Conductor {
         self.account();
         let Some(journal) = self.stages.journal.clone() else { return };
         let end = journal.end();
+        let rhythm = self.given.upkeep;
         let since = self.upkeep.checkpoint.load(Ordering::Acquire);
-        let due =
-            clock::monotonic().saturating_sub(self.upkeep.taken) > AGE || journal.bytes_between(since, end.seq) > BYTES;
+        let due = clock::monotonic().saturating_sub(self.upkeep.taken) > rhythm.checkpoint_age
+            || journal.bytes_between(since, end.seq) > rhythm.checkpoint_bytes;
         if !due || end.seq <= since || self.stages.copy.is_some() || self.upkeep.running.load(Ordering::Acquire) {
             return;
         }
         let Some(volume) = self.stages.volume.clone() else { return };
         let manifest = match (&self.stages.capture, &self.stages.applier) {
-            (Some(capture), _) => {
+            (Some(capture), _) if leads(self.state) => {
                 let _still = capture.stand_still();
                 volume.snapshot(journal.end())
             }
+            // The volume stands where this member's reign ended, and shows nothing of what it follows: the journal keeps it
+            // for the process that comes next.
+            (Some(_), _) => return,
             (None, Some(applier)) => applier.at_rest(|position| volume.snapshot(position)),
             (None, None) => return,
         };
@@ -54,17 +71,23 @@ impl Conductor {
             return;
         }
         self.upkeep.taken = clock::monotonic();
-        let peer_durable = self.stages.commit.as_ref().map(|commit| commit.marks().peer_durable);
+        // A journal whose end is not known to be the pair's history may have a tail that must be saved before it goes.
+        let shared = match &self.stages.commit {
+            Some(commit) => commit.marks().peer_durable,
+            None => self.confirmed.load(Ordering::Acquire),
+        };
         let bytes_max = volume.statfs().map_or(u64::MAX, |space| space.blocks * space.block_size / 10);
         let (running, taken) = (Arc::clone(&self.upkeep.running), Arc::clone(&self.upkeep.checkpoint));
         running.store(true, Ordering::Release);
-        tokio::task::spawn_blocking(move || {
+        tokio::spawn(blocking(move || {
             match checkpoint::take(&volume, &manifest, &journal) {
                 Ok(()) => {
                     taken.store(position.seq, Ordering::Release);
-                    let known =
-                        Known { checkpoint: position.seq, peer_durable, bytes: journal.bytes_on_disk(), bytes_max };
-                    let verdict = retain(known);
+                    let known = Known { checkpoint: position.seq, shared, bytes: journal.bytes_on_disk(), bytes_max };
+                    let mut verdict = retain(known);
+                    if mistake!(TrimsTooEarly) {
+                        verdict.trim_below = journal.end().seq;
+                    }
                     if verdict.peer_left_behind {
                         tracing::warn!("the journal has reached its limit: the peer will have to be compared");
                     }
@@ -76,7 +99,8 @@ impl Conductor {
                 Err(error) => tracing::error!(%error, "no checkpoint could be taken"),
             }
             running.store(false, Ordering::Release);
-        });
+            Ok(())
+        }));
     }
 
     fn show(&self) {

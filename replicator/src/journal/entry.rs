@@ -230,7 +230,8 @@ pub(super) fn first_record(bytes: &[u8]) -> Result<(Header, Record<'_>), Broken>
     let body_end = HEADER_BYTES + header.length as usize;
     let (head, payload) = entry[HEADER_BYTES..body_end].split_at(header.head.into());
     // The padding is part of what is hashed nowhere: it must be zero, so that one history has one sequence of bytes.
-    if digest(head, payload) != header.digest || entry[body_end..].iter().any(|byte| *byte != 0) {
+    let holds = digest(head, payload) == header.digest && entry[body_end..].iter().all(|byte| *byte == 0);
+    if !holds && !mistake!(TornRecordCounts) {
         return Err(Broken::Checksum);
     }
     Ok((header, Record { position: header.position(), stamp: header.stamp, head, payload, bytes: entry }))

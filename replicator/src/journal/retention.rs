@@ -5,8 +5,8 @@
 pub struct Known {
     /// The volume itself holds everything up to here.
     pub checkpoint: u64,
-    /// The peer's journal durably holds everything up to here; `None`: there is no peer to wait for.
-    pub peer_durable: Option<u64>,
+    /// Up to here the peer durably holds the same: as it said to a master, or as a master told whoever follows it.
+    pub shared: u64,
     /// Bytes the journal takes.
     pub bytes: u64,
     /// `queue.diskLimit` in bytes.
@@ -25,11 +25,12 @@ pub struct Verdict {
 /// Keeps what the checkpoint does not cover, always; keeps what the peer lacks, up to the limit.
 pub fn retain(known: Known) -> Verdict {
     let own = known.checkpoint + 1;
-    match known.peer_durable {
-        None => Verdict { trim_below: own, peer_left_behind: false },
-        Some(peer) if peer >= known.checkpoint => Verdict { trim_below: own, peer_left_behind: false },
-        Some(_) if known.bytes > known.bytes_max => Verdict { trim_below: own, peer_left_behind: true },
-        Some(peer) => Verdict { trim_below: peer + 1, peer_left_behind: false },
+    if known.shared >= known.checkpoint {
+        Verdict { trim_below: own, peer_left_behind: false }
+    } else if known.bytes > known.bytes_max {
+        Verdict { trim_below: own, peer_left_behind: true }
+    } else {
+        Verdict { trim_below: known.shared + 1, peer_left_behind: false }
     }
 }
 
@@ -39,13 +40,13 @@ mod tests {
 
     #[test]
     fn what_the_peer_lacks_is_kept_until_the_limit() {
-        let known = Known { checkpoint: 100, peer_durable: Some(40), bytes: 10, bytes_max: 20 };
+        let known = Known { checkpoint: 100, shared: 40, bytes: 10, bytes_max: 20 };
         let cases = [
             (known, 41, false),
-            (Known { peer_durable: Some(500), ..known }, 101, false),
-            (Known { peer_durable: None, ..known }, 101, false),
+            (Known { shared: 500, ..known }, 101, false),
+            (Known { shared: 0, ..known }, 1, false),
             (Known { bytes: 21, ..known }, 101, true),
-            (Known { bytes: 21, peer_durable: Some(100), ..known }, 101, false),
+            (Known { bytes: 21, shared: 100, ..known }, 101, false),
         ];
         for (known, trim_below, peer_left_behind) in cases {
             assert_eq!(retain(known), Verdict { trim_below, peer_left_behind }, "{known:?}");

@@ -6,19 +6,19 @@
 //! because neither sequence number nor chain fit; its old marks carry the tag of the earlier use.
 
 use std::fs::{File, OpenOptions};
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
 
 use parking_lot::Mutex;
 use tandem_protocol::Position;
 
 use super::entry::{self, Broken, Header, Kind};
 use super::{JournalError, ReadError, io_error};
-use crate::disk;
+use crate::crew::{self, Bell, Turn};
+use crate::{chance, disk};
 
 /// Bytes before the first entry.
 pub(super) const HEADER_BYTES: u64 = 4096;
@@ -197,20 +197,29 @@ pub(super) fn read_page(page: &[u8]) -> Result<Option<(Beginning, u64)>, Journal
 
 /// A number that no earlier use of a file had.
 fn fresh_tag() -> u64 {
-    RandomState::new().build_hasher().finish()
+    chance::number() as u64
 }
 
-/// Files kept ready for the next segments, and the thread that prepares them.
+/// Files kept ready for the next segments, and the worker that prepares them.
 pub(super) struct Room {
     folder: PathBuf,
     bytes: u64,
     shared: Arc<Prepared>,
-    wanted: mpsc::Sender<()>,
+    bell: Bell,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Release);
+        self.bell.ring();
+    }
 }
 
 struct Prepared {
     ready: Mutex<Vec<PathBuf>>,
     asked: AtomicBool,
+    /// Nobody needs room any more.
+    ended: AtomicBool,
     names: AtomicU64,
 }
 
@@ -236,23 +245,26 @@ impl Room {
         let shared = Arc::new(Prepared {
             ready: Mutex::new(ready),
             asked: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             names: AtomicU64::new(names),
         });
-        let (wanted, requests) = mpsc::channel::<()>();
+        let bell = Bell::default();
         let (worker, place) = (shared.clone(), folder.to_path_buf());
-        std::thread::Builder::new()
-            .name("journal-room".into())
-            .spawn(move || {
-                while requests.recv().is_ok() {
-                    if let Err(error) = worker.prepare(&place, bytes) {
-                        // Not final: the append that needs the room tries again and reports it.
-                        tracing::warn!(%error, "prepare journal segment");
-                    }
-                    worker.asked.store(false, Ordering::Release);
+        let prepare = move |_| {
+            if worker.ended.load(Ordering::Acquire) {
+                return Turn::Done;
+            }
+            if worker.asked.load(Ordering::Acquire) {
+                if let Err(error) = worker.prepare(&place, bytes) {
+                    // Not final: the append that needs the room tries again and reports it.
+                    tracing::warn!(%error, "prepare journal segment");
                 }
-            })
-            .map_err(io_error("start journal thread"))?;
-        Ok(Room { folder: folder.to_path_buf(), bytes, shared, wanted })
+                worker.asked.store(false, Ordering::Release);
+            }
+            Turn::Wait(None)
+        };
+        crew::hire("journal-room", &bell, prepare).map_err(io_error("start the journal's worker"))?;
+        Ok(Room { folder: folder.to_path_buf(), bytes, shared, bell })
     }
 
     /// How many files are ready.
@@ -263,8 +275,8 @@ impl Room {
     /// Sees to it, without waiting, that a file is ready soon.
     pub(super) fn prepare_one(&self) {
         if self.shared.ready.lock().is_empty() && !self.shared.asked.swap(true, Ordering::AcqRel) {
-            // The thread lives as long as this; if it died, `segment` makes the room itself.
-            self.wanted.send(()).unwrap_or_default();
+            // If the worker died, `segment` makes the room itself.
+            self.bell.ring();
         }
     }
 
@@ -277,7 +289,7 @@ impl Room {
         let ready = self.shared.ready.lock().pop();
         let prepared = match ready {
             Some(prepared) => prepared,
-            // Faster than the preparing thread: room without zeros will do, for its syncs are slower but nobody waits now.
+            // Faster than the preparing worker: room without zeros will do, for its syncs are slower but nobody waits now.
             None => {
                 let prepared = self.shared.name(&self.folder);
                 disk::create_with_room(&prepared, self.bytes).map_err(full)?;

@@ -329,8 +329,12 @@ async fn an_acknowledgement_of_what_was_never_sent_ends_the_connection() {
     let mut stream = stream(1 << 20).await;
     let shipper = stream.connect().await;
     let session = stream.b_link.current().unwrap();
-    stream.b_link.send_ack(session, Ack { taken: 1000, received: 1000, durable: 1000 }).unwrap();
-    until("the end", || matches!(*shipper.ended().borrow(), Some(Ended::FalseAck { acknowledged: 1000, .. }))).await;
+    until("the end", || {
+        // The receiver's own acknowledgement may take the place of one that was not sent yet.
+        stream.b_link.send_ack(session, Ack { taken: 1000, received: 1000, durable: 1000 }).ok();
+        matches!(*shipper.ended().borrow(), Some(Ended::FalseAck { acknowledged: 1000, .. }))
+    })
+    .await;
     assert_eq!(shipper.acknowledged(), Ack::default());
 }
 

@@ -1,5 +1,9 @@
 //! Random but valid histories, for the tests of redo and netcopy: a seed in, the same operations out.
 
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+
+use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::{FileKind, Volume};
@@ -25,8 +29,22 @@ impl Dice {
     }
 }
 
+/// The same bytes for ever: few names, so that nothing grows.
 fn leak(bytes: Vec<u8>) -> &'static [u8] {
-    Box::leak(bytes.into_boxed_slice())
+    static KNOWN: Mutex<BTreeSet<&'static [u8]>> = Mutex::new(BTreeSet::new());
+    let mut known = KNOWN.lock();
+    if let Some(known) = known.get(bytes.as_slice()) {
+        return known;
+    }
+    let fresh: &'static [u8] = Box::leak(bytes.into_boxed_slice());
+    known.insert(fresh);
+    fresh
+}
+
+/// The same byte many times.
+fn filled(byte: u8, length: u64) -> &'static [u8] {
+    static PAGES: [OnceLock<Vec<u8>>; 256] = [const { OnceLock::new() }; 256];
+    &PAGES[usize::from(byte)].get_or_init(|| vec![byte; 9_001])[..length as usize]
 }
 
 /// A name of a file.
@@ -139,7 +157,7 @@ pub(crate) fn operation(volume: &Volume, dice: &mut Dice) -> Op<'static> {
             21..=24 => match file {
                 Some(id) => {
                     let byte = dice.below(256) as u8;
-                    Op::Write { id, offset, data: leak(vec![byte; length as usize]) }
+                    Op::Write { id, offset, data: filled(byte, length) }
                 }
                 None => continue,
             },
@@ -175,7 +193,7 @@ pub(crate) fn operation(volume: &Volume, dice: &mut Dice) -> Op<'static> {
                 Some(Named { id, kind: FileKind::File | FileKind::Directory, .. }) => {
                     let attribute = leak(format!("user.{}", dice.below(3)).into_bytes());
                     if dice.below(3) > 0 {
-                        Op::SetXattr { id: *id, name: attribute, value: leak(vec![b'v'; dice.below(100) as usize]) }
+                        Op::SetXattr { id: *id, name: attribute, value: filled(b'v', dice.below(100)) }
                     } else if volume.get_xattr(*id, attribute).is_ok() {
                         Op::RemoveXattr { id: *id, name: attribute }
                     } else {

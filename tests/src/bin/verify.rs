@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 use tandem_tests::cluster::{Cluster, built, components, repository};
@@ -92,8 +92,10 @@ fn main() -> ExitCode {
         for test in integration_tests()? {
             words.extend(["--test".to_string(), test]);
         }
+        words.extend(["--".to_string(), "--skip".into(), "simulation::".into()]);
         cargo(&words.iter().map(String::as_str).collect::<Vec<_>>())
     });
+    tally.step("simulation", || simulation(if arguments.deep { 100_000 } else { 2_000 }));
     tally.step("model of the protocol", || {
         let deep: &[&str] = if arguments.deep { &["--deep"] } else { &[] };
         // It is a long calculation, but no image: optimised, and linked without waiting for the whole program.
@@ -160,6 +162,19 @@ fn integration_tests() -> Result<Vec<String>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Two members in one process, a seed for everything that happens to them; and the mistakes it must notice.
+fn simulation(seeds: u64) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(repository()).args(["test", "--workspace", "--quiet", "--lib"]);
+    command.args(["--", "simulation::", "--nocapture", "--test-threads=1"]);
+    // In memory: nothing of it must last, and what is lost is decided by the seed.
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        command.env("TMPDIR", memory);
+    }
+    run(command.env("SIMULATION_SEEDS", seeds.to_string()))
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
