@@ -158,6 +158,10 @@ impl Member {
         match meeting {
             Meeting::Follow(generation) => {
                 self.reason = None;
+                if let State::Secondary { claim: claim @ Some(Claim::Reading) } = &mut self.state {
+                    // Nothing was written yet, and the one that was taken for silent speaks: it is not overruled.
+                    *claim = None;
+                }
                 if self.is_claiming() {
                     // The claim decides first; whoever loses it follows on the next connection.
                     self.drop_peer(out);

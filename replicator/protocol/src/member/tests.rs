@@ -847,3 +847,31 @@ fn a_stop_that_loses_its_peer_ends() {
     }
     assert!(!world.nodes[master].alive, "{:?}", world.nodes[master].member.state_name());
 }
+
+#[test]
+fn a_master_that_is_heard_again_before_the_claim_is_written_is_not_overruled() {
+    let (mut world, master) =
+        founded(Settings { protection: Protection::MaxProtection, join_within: 4, ..Settings::default() });
+    let (epoch, replicant) = (world.record.epoch, 1 - master);
+    world.cut = true;
+    world.disconnect(Evidence::Timeout, None);
+    // Neither hears of the other, nor of the record, until the replicant has suspected and asked.
+    for _ in 0..400 {
+        world.now += 50;
+        world.tell(0, Event::Tick);
+        world.tell(1, Event::Tick);
+    }
+    assert!(matches!(world.nodes[replicant].call, Some(Call::Read)), "{:?}", world.nodes[replicant].member);
+    world.cut = false;
+    world.connect();
+    for _ in 0..20 {
+        world.deliver(0);
+        world.deliver(1);
+    }
+    world.api(replicant);
+    for _ in 0..400 {
+        world.round();
+    }
+    assert_eq!(world.record.epoch, epoch, "{}", world.tell_story("a living master was overruled"));
+    assert_eq!(world.nodes[master].member.state_name(), StateName::PrimaryActive);
+}
