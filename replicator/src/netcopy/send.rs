@@ -385,14 +385,16 @@ impl Source {
         let mut run = Vec::new();
         let mut run_offset = current.offset;
         let mut passed = 0;
+        // Runs that ended before this one are in the same message.
+        let mut sent = 0;
         let goes_on = loop {
-            if run.len() >= BATCH_BYTES || passed >= BATCH_BYTES * 16 {
+            if sent + run.len() >= BATCH_BYTES || passed >= BATCH_BYTES * 16 {
                 break Content::More(current);
             }
             if current.offset >= current.data_until && current.offset < current.limit {
                 let data = next_data(&current.file, current.offset, current.limit)?;
                 if data > current.offset {
-                    flush(&mut run, run_offset, items);
+                    sent += flush(&mut run, run_offset, items);
                     let length = data - current.offset;
                     items.push(Item::Hole { offset: current.offset, length });
                     current.digest.add_hole(length);
@@ -416,7 +418,7 @@ impl Source {
                 let ours = digest(content);
                 current.digest.add(&ours);
                 if theirs == Some(ours) {
-                    flush(&mut run, run_offset, items);
+                    sent += flush(&mut run, run_offset, items);
                     run_offset = current.offset + read as u64;
                 } else {
                     run.extend_from_slice(content);
@@ -426,7 +428,7 @@ impl Source {
             passed += read;
             self.progress.bytes_done += read as u64;
             if read < CHUNK_BYTES {
-                flush(&mut run, run_offset, items);
+                sent += flush(&mut run, run_offset, items);
                 let digest = current.digest.finish(current.offset);
                 self.overall.update(&digest);
                 items.push(Item::Finish { size: current.offset, digest });
@@ -434,9 +436,8 @@ impl Source {
                 break Content::Done;
             }
         };
-        let sent = run.len().max(64);
-        flush(&mut run, run_offset, items);
-        Ok((sent, goes_on))
+        sent += flush(&mut run, run_offset, items);
+        Ok((sent.max(64), goes_on))
     }
 
     /// What the target has of a chunk.
@@ -521,10 +522,13 @@ enum Content {
     Unanswered(Current),
 }
 
-fn flush(run: &mut Vec<u8>, offset: u64, items: &mut Vec<Item>) {
-    if !run.is_empty() {
+/// Ends a run of content; its length.
+fn flush(run: &mut Vec<u8>, offset: u64, items: &mut Vec<Item>) -> usize {
+    let length = run.len();
+    if length > 0 {
         items.push(Item::Data { offset, data: Blob(std::mem::take(run)) });
     }
+    length
 }
 
 /// The beginning of the chunk that holds the next content at or after an offset; the limit when there is none.

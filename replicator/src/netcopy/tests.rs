@@ -223,6 +223,24 @@ fn a_second_copy_sends_what_changed() {
 }
 
 #[test]
+fn differences_that_are_scattered_fit_into_messages() {
+    let master = master();
+    let big = master.file("big", 8 << 20, 1);
+    let folder = tempfile::tempdir().unwrap();
+    let copied = carry(&mut master.source(), target(folder.path()), u64::MAX).unwrap().unwrap();
+    let held = copied.volume.snapshot(copied.position);
+    drop(copied);
+    // As a database leaves it that was killed: one page of two is another one.
+    for place in (0..8 << 20).step_by(32 << 10) {
+        master.write(big, place, b"page");
+    }
+    let again = Target::new(folder.path(), Options::default(), Some(held), Box::new(|_| Ok(())), Box::new(|_| Ok(())));
+    let copied = carry(&mut master.source(), again, u64::MAX).unwrap().unwrap();
+    assert!((4 << 20..5 << 20).contains(&copied.progress.bytes_sent), "{} bytes", copied.progress.bytes_sent);
+    master.check("scattered", &copied);
+}
+
+#[test]
 fn holes_are_not_sent_and_stay_holes() {
     use std::os::unix::fs::MetadataExt as _;
     let master = master();
