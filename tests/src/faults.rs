@@ -93,6 +93,13 @@ const PAIRS: &[Character] = &[
         interval_milliseconds: 500,
     },
     Character {
+        name: "both",
+        protection: "MaxProtection",
+        acknowledgement: "Received",
+        application: Application::Records,
+        interval_milliseconds: 500,
+    },
+    Character {
         name: "slower",
         protection: "MaxAvailability",
         acknowledgement: "Durable",

@@ -17,7 +17,7 @@ struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// So many pairs at once.
-    #[arg(long, default_value_t = 6)]
+    #[arg(long, default_value_t = 7)]
     pairs: usize,
     /// Only kinds of faults whose names contain this word.
     #[arg(long)]

@@ -30,7 +30,7 @@ struct Arguments {
     /// The seed that the faults follow from; the day's number if it is not said.
     #[arg(long)]
     seed: Option<u64>,
-    /// Pairs under faults at once (default: six in a soak, four in the sample that every check plays).
+    /// Pairs under faults at once (default: seven in a soak, four in the sample that every check plays).
     #[arg(long)]
     pairs: Option<usize>,
 }
@@ -281,7 +281,7 @@ fn scenarios(stage: &mut Stage, arguments: &Arguments) -> Result<()> {
 fn faults(stage: &mut Stage, arguments: &Arguments, minutes: u64) -> Result<()> {
     stage.ready()?;
     let soak = arguments.soak.is_some();
-    let pairs = arguments.pairs.unwrap_or(if soak { 6 } else { 4 });
+    let pairs = arguments.pairs.unwrap_or(if soak { 7 } else { 4 });
     let mut command = Command::new(built("faults")?);
     command.args(["--minutes", &minutes.to_string(), "--pairs", &pairs.to_string()]);
     if let Some(seed) = arguments.seed {

@@ -1,7 +1,10 @@
 //! Bytes on a member's volume change. The member stands still meanwhile and is killed before it goes on, so that it finds
-//! the damage when it starts; or, for files that nobody reads on a replicant, a comparison finds it.
+//! the damage when it starts, and its owner gives the volume up; or, for files that nobody reads on a replicant, a
+//! comparison finds it.
 
+use crate::cluster::wait;
 use crate::faults::dice::Dice;
+use crate::faults::door::ask_member;
 use crate::faults::kinds::Account;
 use crate::faults::subject::{Member, Scene, Subject};
 use crate::pair::PATIENCE;
@@ -19,7 +22,27 @@ pub(crate) fn journal(subject: &Subject, member: &Member, dice: &mut Dice, accou
     let killed = member.node.kill_pod(&member.uid);
     member.node.freeze_pod(&member.uid, false)?;
     account.note = damaged?;
-    killed
+    killed?;
+    mend(subject, member, dice, account)
+}
+
+/// What is damaged is never used: the member says so and waits for its owner's word, unless nobody needs the damaged part.
+fn mend(subject: &Subject, member: &Member, dice: &mut Dice, account: &mut Account) -> Result<()> {
+    let mut state = String::new();
+    wait(PATIENCE, "the member to say what it thinks of the damage", || {
+        let told = subject.member(&member.name).and_then(|now| ask_member(&now.address));
+        state = told.ok().and_then(|told| told["state"].as_str().map(String::from)).unwrap_or_default();
+        !["", "Offline", "Starting"].contains(&state.as_str())
+    })?;
+    if state == "Quarantined" {
+        account.note += ", found, discarded";
+        let token = format!("{}/t{}", member.name, dice.between(0, u64::MAX / 2));
+        subject.annotate(&[("discard", &token)])?;
+        wait(PATIENCE, "the damaged volume to be given up", || {
+            subject.answer("discard", &token).is_ok_and(|answer| answer.as_deref() == Some("Completed"))
+        })?;
+    }
+    Ok(())
 }
 
 fn damage_journal(folder: &Path, dice: &mut Dice) -> Result<String> {
@@ -83,7 +106,7 @@ pub(crate) fn files(subject: &Subject, scene: &Scene, dice: &mut Dice, account: 
     }
     account.note = names.join(", ");
     subject.annotate(&[("resync", &token)])?;
-    crate::cluster::wait(PATIENCE, "the comparison to be completed", || {
+    wait(PATIENCE, "the comparison to be completed", || {
         subject.answer("resync", &token).is_ok_and(|answer| answer.as_deref() == Some("Completed"))
     })
 }
