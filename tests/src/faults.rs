@@ -439,6 +439,8 @@ impl Run {
             Ok(())
         });
         let mut results = std::mem::take(&mut *self.results.lock().unwrap());
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        results.load = load.split_whitespace().nth(2).and_then(|load| load.parse().ok()).unwrap_or_default();
         results.minutes = self.began.elapsed().as_secs_f64() / 60.0;
         self.say(&format!("seed {}: {} faults in {:.1} minutes", plan.seed, results.injected, results.minutes));
         if let Ok(text) = serde_json::to_string_pretty(&results)
@@ -513,6 +515,8 @@ fn start(
     if postgres {
         ledger::prepare(&subject.pair)?;
     } else {
+        // The route follows a moment later.
+        subject.pair.converse()?;
         // Otherwise a copy would be over before anything could happen to it.
         let mut talk = Conversation::open(&subject.pair.address()?, Duration::from_secs(20))?;
         for number in 0..20 {

@@ -71,6 +71,8 @@ pub fn postgresql_in(image: &str, policy: &str) -> Value {
     json!({
         "name": "postgres", "image": image, "imagePullPolicy": policy,
         "command": ["/bin/sh", "-c", script],
+        // As the usual images have it: otherwise the server waits for its clients to leave.
+        "lifecycle": {"preStop": {"exec": {"command": ["/bin/sh", "-c", "kill -INT 1"]}}},
         "securityContext": {"runAsUser": 999, "runAsGroup": 999},
         "ports": [{"name": "sql", "containerPort": 5432}],
         "readinessProbe": {"tcpSocket": {"port": 5432}, "periodSeconds": 1},

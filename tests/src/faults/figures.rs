@@ -52,6 +52,9 @@ pub struct Results {
     pub seed: u64,
     pub minutes: f64,
     pub commit: String,
+    /// Mean of the last minutes, at the end.
+    #[serde(default)]
+    pub load: f64,
     pub pairs: Vec<Vec<String>>,
     /// Faults injected, those that all pairs felt counted once.
     pub injected: usize,

@@ -67,7 +67,8 @@ pub fn page(all: &[Results]) -> String {
          ones and with which details; how far a run gets in its time depends on the machine). Two nodes of a real Kubernetes on one\n\
          machine of two cores, which also does everything else. Times are seconds, seen by clients that write without pause through\n\
          the Service (40 writes a second each; a client that was not answered for a second connects anew). Kubelet's pause before a\n\
-         container is started again is limited to two seconds, or the number of faults would be limited by it.\n\n",
+         container is started again is limited to two seconds, or the number of faults would be limited by it. A run says how busy the\n\
+         machine was: its load is the number of processes that wanted one of the two cores at the end.\n\n",
     );
     let runs: Vec<Vec<String>> = all
         .iter()
@@ -78,6 +79,7 @@ pub fn page(all: &[Results]) -> String {
                 one.commit.clone(),
                 one.injected.to_string(),
                 one.played.len().to_string(),
+                format!("{:.0}", one.load),
                 if one.failures.is_empty() {
                     "clean".into()
                 } else {
@@ -86,7 +88,7 @@ pub fn page(all: &[Results]) -> String {
             ]
         })
         .collect();
-    table(&mut page, &["seed", "minutes", "of", "faults", "felt by a pair", "verdict"], &runs);
+    table(&mut page, &["seed", "minutes", "of", "faults", "felt by a pair", "load", "verdict"], &runs);
     let pairs = all.first().map(|one| one.pairs.clone()).unwrap_or_default();
     table(&mut page, &["pair", "protection", "acknowledged when", "application", "time of suspicion"], &pairs);
     let total = [
