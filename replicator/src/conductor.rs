@@ -154,6 +154,8 @@ enum Note {
     CopyTaken { session: u64, generation: Generation, copied: Box<Copied> },
     /// A copy is one state, or never will be.
     CopyComplete { session: u64, complete: bool },
+    /// A record can never be performed.
+    CannotApply { why: String },
 }
 
 /// The stages, as far as they exist at the moment.
@@ -505,6 +507,12 @@ impl Conductor {
                     let following = Following { session, epoch, nonce, memory_acks };
                     receiver.follow(following, Arc::clone(journal));
                 }
+                // It failed while nobody was there to copy from.
+                let failure =
+                    self.stages.applier.as_ref().and_then(|applier| applier.applied().borrow().failure.clone());
+                if let Some(why) = failure {
+                    self.notes.send(Note::CannotApply { why }).ok();
+                }
             }
             Effect::EndMemoryAcks => {
                 if let Some(receiver) = &self.stages.receiver {
@@ -578,6 +586,11 @@ impl Conductor {
                 None
             }
             Note::CopyComplete { session, complete } => Some(self.copy_complete(session, complete)),
+            Note::CannotApply { why } => {
+                tracing::error!(why, "a record cannot be performed: everything is compared with the master anew");
+                let session = self.link.current()?;
+                Some(Event::PeerMessage { session, message: Control::CopyNeeded })
+            }
         }
     }
 
@@ -604,8 +617,8 @@ impl Conductor {
             }
             // The member's own heartbeats say the same, and by whom.
             LinkEvent::Heard { .. } => None,
-            LinkEvent::Message { session, message } => Some(Event::PeerMessage { session, message }),
-            LinkEvent::Nack { session, nack: Nack { reason, end } } => {
+            LinkEvent::Message { session, message, .. } => Some(Event::PeerMessage { session, message }),
+            LinkEvent::Nack { session, nack: Nack { reason, end }, .. } => {
                 tracing::warn!(?reason, end, "the peer cannot follow");
                 Some(Event::PeerMessage { session, message: Control::CannotFollow })
             }
@@ -803,6 +816,15 @@ impl Conductor {
                 .map_err(on("start to apply"))?;
         applier.allow(self.allowed.load(Ordering::Acquire).max(applied));
         *self.allow.lock() = Some(Box::new(applier.allowance()));
+        // Whoever follows without performing acknowledges what it could never show.
+        let (mut applied, notes) = (applier.applied(), self.notes.clone());
+        tokio::spawn(async move {
+            // An error: it was stopped before anything failed.
+            let failure = applied.wait_for(|applied| applied.failure.is_some()).await;
+            if let Ok(Some(why)) = failure.map(|applied| applied.failure.clone()) {
+                notes.send(Note::CannotApply { why }).ok();
+            }
+        });
         self.stages.applier = Some(applier);
         Ok(())
     }

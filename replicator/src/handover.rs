@@ -195,7 +195,8 @@ pub(crate) fn send(socket: impl AsFd, text: &str, descriptors: &[BorrowedFd<'_>]
     Ok(())
 }
 
-fn to_hex(bytes: &[u8]) -> String {
+/// Bytes as a word of a message.
+pub fn to_hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut hex, byte| {
         // Writing to a string cannot fail.
@@ -206,7 +207,8 @@ fn to_hex(bytes: &[u8]) -> String {
     })
 }
 
-fn from_hex(hex: &str) -> Option<Vec<u8>> {
+/// Bytes from such a word.
+pub fn from_hex(hex: &str) -> Option<Vec<u8>> {
     if !hex.is_ascii() || !hex.len().is_multiple_of(2) {
         return None;
     }

@@ -27,7 +27,7 @@ mod segment;
 
 pub use entry::{Broken, Record, Records, records, records_after};
 
-use entry::{HEADER_BYTES, Header};
+use entry::{HEADER_BYTES, Header, NUMBER_MAX};
 use segment::{Place, Room, Segment};
 
 /// How a journal is laid out.
@@ -229,6 +229,9 @@ impl Journal {
         self.check_usable()?;
         if epoch < writer.end.epoch {
             return Err(JournalError::EpochBack { last: writer.end.epoch, got: epoch });
+        }
+        if writer.end.seq >= NUMBER_MAX || epoch > NUMBER_MAX {
+            return Err(CodecError::Number.into());
         }
         self.make_room(&mut writer, entry::size(length))?;
         let header = Header::following(writer.end, epoch, stamp, head.len(), length, digest);
@@ -556,6 +559,10 @@ impl Journal {
     pub fn reset(&self, at: Position) -> Result<(), JournalError> {
         let mut writer = self.writer.lock();
         self.check_usable()?;
+        // It may come from the peer.
+        if at.seq >= NUMBER_MAX || at.epoch > NUMBER_MAX {
+            return Err(CodecError::Number.into());
+        }
         let mut segments = self.segments.write();
         while let Some(segment) = segments.pop() {
             disk::remove_durably(&segment.path).map_err(io_error("remove segment"))?;

@@ -27,6 +27,7 @@ use crate::clock;
 use crate::crew::Bell;
 
 pub mod frame;
+pub mod rehearse;
 mod road;
 pub mod tls;
 
@@ -41,6 +42,10 @@ use frame::{Heartbeat, Type};
 pub const RECORDS_WINDOW_BYTES: usize = 8 << 20;
 /// Bytes of a copy that may be on their way.
 pub const BULK_WINDOW_BYTES: usize = 8 << 20;
+/// What waits for the conductor, in bytes; a peer that says more than is listened to is cut off.
+const EVENTS_WINDOW_BYTES: usize = 4 << 20;
+/// What an event takes at least, however few bytes it came in.
+const EVENT_BYTES_MIN: usize = 512;
 /// Connections that have not proven who they are, at a time.
 const STRANGERS_MAX: usize = 4;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -118,6 +123,8 @@ pub enum LinkEvent<C> {
         session: u64,
         /// `clock::monotonic()` when the heartbeat that the peer answers was sent.
         granted: Option<Duration>,
+        /// Its place among what waits.
+        room: Room,
     },
     /// A control message.
     Message {
@@ -125,6 +132,8 @@ pub enum LinkEvent<C> {
         session: u64,
         /// What it says.
         message: C,
+        /// Its place among what waits.
+        room: Room,
     },
     /// The peer cannot follow.
     Nack {
@@ -132,7 +141,22 @@ pub enum LinkEvent<C> {
         session: u64,
         /// Why and where.
         nack: Nack,
+        /// Its place among what waits.
+        room: Room,
     },
+}
+
+/// What an event of the peer takes of the memory for those that wait; given back when the event is dropped.
+#[derive(Debug)]
+pub struct Room {
+    bytes: usize,
+    lane: Arc<AtomicUsize>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.lane.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
 }
 
 /// Records as they came; the receiver verifies them.
@@ -268,6 +292,26 @@ impl Outgoing {
 }
 
 impl Session {
+    fn new(number: u64) -> (Session, Queues) {
+        let (control, control_out) = mpsc::channel(CONTROL_QUEUE);
+        let (records, records_out) = mpsc::channel(4);
+        let (bulk, bulk_out) = mpsc::channel(4);
+        let session = Session {
+            number,
+            control,
+            records,
+            bulk,
+            bulk_credit: Semaphore::new(BULK_WINDOW_BYTES),
+            bulk_outstanding: AtomicUsize::new(0),
+            ack: Mutex::default(),
+            wake: Notify::new(),
+            close: watch::Sender::new(None),
+            over: watch::Sender::new(false),
+            echo: AtomicU64::new(0),
+        };
+        (session, Queues { control: control_out, records: records_out, bulk: bulk_out })
+    }
+
     fn give_back(&self, bytes: usize) {
         self.bulk_outstanding.fetch_sub(bytes, Ordering::AcqRel);
         self.ack.lock().credit += bytes;
@@ -281,6 +325,16 @@ struct Inlets<C> {
     records: RecordsInlet,
     bulk: mpsc::UnboundedSender<Bulk>,
     records_waiting: Arc<AtomicUsize>,
+    events_waiting: Arc<AtomicUsize>,
+}
+
+impl<C> Inlets<C> {
+    fn room(&self, bytes: usize) -> Result<Room, End> {
+        let bytes = bytes.max(EVENT_BYTES_MIN);
+        let waiting = self.events_waiting.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        let room = Room { bytes, lane: self.events_waiting.clone() };
+        if waiting > EVENTS_WINDOW_BYTES { Err(End::Window) } else { Ok(room) }
+    }
 }
 
 impl<C> Clone for Inlets<C> {
@@ -290,6 +344,7 @@ impl<C> Clone for Inlets<C> {
             records: RecordsInlet { frames: self.records.frames.clone(), bell: self.records.bell.clone() },
             bulk: self.bulk.clone(),
             records_waiting: self.records_waiting.clone(),
+            events_waiting: self.events_waiting.clone(),
         }
     }
 }
@@ -351,7 +406,7 @@ where
     let bell = Bell::default();
     let records = RecordsInlet { frames: Some(records), bell: bell.clone() };
     let (bulk, bulk_out) = mpsc::unbounded_channel();
-    let inlets = Inlets { events, records, bulk, records_waiting: Arc::default() };
+    let inlets = Inlets { events, records, bulk, records_waiting: Arc::default(), events_waiting: Arc::default() };
     let shared = Arc::new(Shared {
         settings,
         session: Mutex::new(None),
@@ -591,23 +646,8 @@ where
                 tracing::error!(%error, "connection task");
             }
         }
-        let (control, control_out) = mpsc::channel(CONTROL_QUEUE);
-        let (records, records_out) = mpsc::channel(4);
-        let (bulk, bulk_out) = mpsc::channel(4);
-        let session = Arc::new(Session {
-            number: shared.numbers.fetch_add(1, Ordering::Relaxed) + 1,
-            control,
-            records,
-            bulk,
-            bulk_credit: Semaphore::new(BULK_WINDOW_BYTES),
-            bulk_outstanding: AtomicUsize::new(0),
-            ack: Mutex::default(),
-            wake: Notify::new(),
-            close: watch::Sender::new(None),
-            over: watch::Sender::new(false),
-            echo: AtomicU64::new(0),
-        });
-        let queues = Queues { control: control_out, records: records_out, bulk: bulk_out };
+        let (session, queues) = Session::new(shared.numbers.fetch_add(1, Ordering::Relaxed) + 1);
+        let session = Arc::new(session);
         *shared.session.lock() = Some(session.clone());
         shared.up.send_replace((session.number, true));
         if inlets.events.send(LinkEvent::Up { session: session.number }).is_err() {
@@ -718,11 +758,13 @@ fn dispatch<C: DeserializeOwned>(
             let heartbeat = Heartbeat::parse(&payload)?;
             session.echo.store(heartbeat.sent, Ordering::Release);
             let granted = heartbeat.grant.then(|| Duration::from_nanos(heartbeat.echo));
-            inlets.events.send(LinkEvent::Heard { session: number, granted }).map_err(|_| gone(()))?;
+            let room = inlets.room(payload.len())?;
+            inlets.events.send(LinkEvent::Heard { session: number, granted, room }).map_err(|_| gone(()))?;
         }
         Type::Control => {
+            let room = inlets.room(payload.len())?;
             let message = postcard::from_bytes(&payload).map_err(|_| End::Control)?;
-            inlets.events.send(LinkEvent::Message { session: number, message }).map_err(|_| gone(()))?;
+            inlets.events.send(LinkEvent::Message { session: number, message, room }).map_err(|_| gone(()))?;
         }
         Type::Records => {
             let header = RecordsHeader::parse(&payload)?;
@@ -743,7 +785,8 @@ fn dispatch<C: DeserializeOwned>(
         }
         Type::Nack => {
             let nack = Nack::parse(&payload)?;
-            inlets.events.send(LinkEvent::Nack { session: number, nack }).map_err(|_| gone(()))?;
+            let room = inlets.room(payload.len())?;
+            inlets.events.send(LinkEvent::Nack { session: number, nack, room }).map_err(|_| gone(()))?;
         }
         Type::Bulk => {
             let outstanding = session.bulk_outstanding.fetch_add(payload.len(), Ordering::AcqRel) + payload.len();
@@ -754,11 +797,11 @@ fn dispatch<C: DeserializeOwned>(
             inlets.bulk.send(bulk).map_err(|_| gone(()))?;
         }
         Type::Credit => {
-            let bytes = frame::number(&payload, 0)? as usize;
-            if session.bulk_credit.available_permits() + bytes > BULK_WINDOW_BYTES {
-                return Err(End::Window);
+            let room = BULK_WINDOW_BYTES.saturating_sub(session.bulk_credit.available_permits());
+            match usize::try_from(frame::number(&payload, 0)?) {
+                Ok(bytes) if bytes <= room => session.bulk_credit.add_permits(bytes),
+                Ok(_) | Err(_) => return Err(End::Window),
             }
-            session.bulk_credit.add_permits(bytes);
         }
     }
     Ok(())

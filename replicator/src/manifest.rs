@@ -5,8 +5,10 @@
 use rustix::io::Errno;
 use tandem_protocol::position::Position;
 
+use crate::journal::entry::NUMBER_MAX;
+use crate::op::codec::ID_MAX;
 use crate::op::{FileId, ROOT};
-use crate::volume::tree::{Backing, FileKind, Node, Tree, check_name};
+use crate::volume::tree::{Backing, FIRST_COOKIE, FileKind, Node, Tree, check_name};
 
 /// First bytes of a manifest; the last two are the version.
 const MAGIC: &[u8; 8] = b"TNDIDS01";
@@ -80,6 +82,8 @@ const KINDS: [FileKind; 7] = [
 ];
 
 const DEFAULT_ACL: u8 = 1;
+/// Places in a directory are shown to applications as offsets, which are signed. Those before the first are never shown.
+const COOKIE_MAX: u64 = i64::MAX as u64;
 
 impl Manifest {
     /// Writes the list down. Cheap enough to be done while nothing may be performed.
@@ -153,6 +157,9 @@ impl Manifest {
         let mut reader = Reader { bytes: self.bytes.get(..end).unwrap_or_default(), at: MAGIC.len() };
         let position = Position { epoch: reader.number()?, seq: reader.number()?, chain: reader.number()? };
         let last_id = reader.number()?;
+        if position.epoch > NUMBER_MAX || position.seq > NUMBER_MAX || last_id > ID_MAX {
+            return Err(ManifestError::Broken { at: MAGIC.len() });
+        }
         let count = reader.number()?;
         Ok((reader, position, last_id, count))
     }
@@ -207,17 +214,26 @@ impl Manifest {
     }
 
     fn add(tree: &mut Tree, id: FileId, node: Node) -> Result<(), ManifestError> {
-        if id.0 == 0 {
-            return Err(ManifestError::NoTree { reason: "a file has no id" });
+        if id.0 == 0 || id.0 > ID_MAX {
+            return Err(ManifestError::NoTree { reason: "an id that cannot be" });
         }
         tree.add(id, node).map_err(|_| ManifestError::NoTree { reason: "an id is there twice" })
     }
 
     fn read_directory(tree: &mut Tree, reader: &mut Reader<'_>) -> Result<(), ManifestError> {
+        let at = reader.at;
         let parent = FileId(reader.number()?);
         let next_cookie = reader.number()?;
+        if next_cookie > COOKIE_MAX {
+            return Err(ManifestError::Broken { at });
+        }
         for _ in 0..reader.number()? {
+            let at = reader.at;
             let cookie = reader.number()?;
+            // A name before the first place would be there without being listed; one at the last leaves none for the next.
+            if !(FIRST_COOKIE..COOKIE_MAX).contains(&cookie) {
+                return Err(ManifestError::Broken { at });
+            }
             let id = FileId(reader.number()?);
             let length = usize::from(reader.byte()?);
             let name = reader.take(length)?;

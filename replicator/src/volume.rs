@@ -27,6 +27,7 @@ pub use self::tree::{Backing, FileKind};
 use self::open::{Descriptors, Folders, backing_of, nanoseconds, stat_at, stat_of};
 use self::tree::{Node, Tree, is_hidden};
 use crate::manifest::Manifest;
+use crate::op::codec::ID_MAX;
 use crate::op::{FileId, Op, ROOT};
 use tandem_protocol::position::Position;
 
@@ -127,7 +128,7 @@ impl Volume {
                     tree.link(id, parent, name, None)?;
                     continue;
                 }
-                let id = FileId(tree.last_id() + 1);
+                let id = FileId(tree.last_id().saturating_add(1));
                 tree.add(id, Node::new(kind, backing, nanoseconds(stat.stx_mtime), nanoseconds(stat.stx_ctime)))?;
                 tree.link(id, parent, name, None)?;
                 drop(tree);
@@ -198,14 +199,15 @@ impl Volume {
     /// An id that was never used. Ids of different epochs differ, so two histories never name two files alike.
     pub fn next_id(&self) -> FileId {
         let mut tree = self.tree.write();
-        let id = tree.last_id() + 1;
+        // Beyond the last there is none: the operation that names it is refused.
+        let id = tree.last_id().saturating_add(1);
         tree.raise_last_id(id);
         FileId(id)
     }
 
     /// Ids given from now on belong to this epoch.
     pub fn begin_epoch(&self, epoch: u64) {
-        self.tree.write().raise_last_id(epoch.min(u64::MAX >> 40) << 40);
+        self.tree.write().raise_last_id(epoch.min(ID_MAX >> 40) << 40);
     }
 
     /// The kernel knows the file once more (it counts every answer that named it).

@@ -79,7 +79,7 @@ impl Service for Csi {
             "/csi.v1.Identity/GetPluginCapabilities" | "/csi.v1.Node/NodeGetCapabilities" => Ok(Vec::new()),
             "/csi.v1.Node/NodeGetInfo" => Ok(NodeInfo { node_id: self.node.clone() }.encode_to_vec()),
             "/csi.v1.Node/NodePublishVolume" => {
-                let publication = publication(&read::<PublishRequest>(message)?)?;
+                let publication = publication_in(message)?;
                 let volumes = Arc::clone(&self.volumes);
                 blocking(move || volumes.publish(&publication)).await
             }
@@ -110,6 +110,11 @@ async fn blocking(
         }
         Err(error) => Err(Status::new(code::INTERNAL, error.to_string())),
     }
+}
+
+/// What a request of kubelet asks for, or why not.
+pub fn publication_in(message: &[u8]) -> Result<Publication, Status> {
+    publication(&read::<PublishRequest>(message)?)
 }
 
 /// What kubelet asks for, in our words, or why not.

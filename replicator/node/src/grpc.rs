@@ -103,7 +103,7 @@ struct Stream {
 }
 
 /// One connection, from preface to end.
-async fn connection<S: Service>(
+pub async fn connection<S: Service>(
     stream: impl AsyncRead + AsyncWrite + Send + 'static,
     service: Arc<S>,
 ) -> io::Result<()> {

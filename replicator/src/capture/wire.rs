@@ -549,18 +549,20 @@ impl<const N: usize> Writer<N> {
 }
 
 /// A parsed request with the `unique` exactly as the kernel sent it: the answer must carry that one.
-pub(super) struct Parsed<'a> {
-    pub(super) raw_unique: u64,
-    pub(super) request: Request<'a>,
+pub struct Parsed<'a> {
+    /// As sent.
+    pub raw_unique: u64,
+    /// The request.
+    pub request: Request<'a>,
 }
 
 /// What is known of a message whose body may be malformed.
-pub(super) fn raw_unique(message: &[u8]) -> Option<u64> {
+pub fn raw_unique(message: &[u8]) -> Option<u64> {
     message.get(8..16).and_then(|bytes| bytes.try_into().ok()).map(u64::from_ne_bytes)
 }
 
 /// Reads one message.
-pub(super) fn parse(message: &[u8]) -> Result<Parsed<'_>, Malformed> {
+pub fn parse(message: &[u8]) -> Result<Parsed<'_>, Malformed> {
     let mut opcode = 0;
     parse_inner(message, &mut opcode).ok_or(Malformed { opcode, length: message.len() })
 }
@@ -951,7 +953,8 @@ impl Listing {
         self.bytes.is_empty()
     }
 
-    pub(super) fn as_bytes(&self) -> &[u8] {
+    /// What the kernel gets.
+    pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 }

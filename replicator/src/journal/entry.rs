@@ -25,6 +25,9 @@ use crate::op::{Op, Stamp};
 pub const HEADER_BYTES: usize = 64;
 /// The longest entry there can be.
 pub const ENTRY_BYTES_MAX: usize = HEADER_BYTES + HEAD_BYTES_MAX + DATA_BYTES_MAX + 8;
+/// The highest sequence number and epoch. Both are counted up by one, and the API shows them as signed numbers; only
+/// somebody who means harm comes near, and what follows the last number of all must not be computed.
+pub const NUMBER_MAX: u64 = i64::MAX as u64;
 const RECORD: u8 = 1;
 const MARK: u8 = 2;
 
@@ -57,8 +60,8 @@ pub enum Broken {
     /// The header's checksum or the content's digest is wrong.
     #[error("record does not match its checksum")]
     Checksum,
-    /// Lengths that contradict each other or exceed their limits.
-    #[error("record has impossible lengths")]
+    /// Lengths that contradict each other, or numbers beyond their limits.
+    #[error("record has impossible lengths or numbers")]
     Lengths,
     /// The record is genuine but belongs elsewhere.
     #[error("record {got} where {expected} should follow")]
@@ -78,7 +81,7 @@ pub enum Broken {
 
 /// The fixed part of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Header {
+pub struct Header {
     pub(super) kind: Kind,
     pub(super) chain: u64,
     pub(super) head: u16,
@@ -98,14 +101,7 @@ pub(super) enum Kind {
 
 impl Header {
     /// The header of the record that follows `before`.
-    pub(super) fn following(
-        before: Position,
-        epoch: u64,
-        stamp: Stamp,
-        head: usize,
-        length: usize,
-        digest: u64,
-    ) -> Header {
+    pub fn following(before: Position, epoch: u64, stamp: Stamp, head: usize, length: usize, digest: u64) -> Header {
         let mut header = Header {
             kind: Kind::Record,
             chain: 0,
@@ -134,7 +130,8 @@ impl Header {
         }
     }
 
-    pub(super) fn position(&self) -> Position {
+    /// Where the history stands with it.
+    pub fn position(&self) -> Position {
         Position { epoch: self.epoch, seq: self.seq, chain: self.chain }
     }
 
@@ -143,7 +140,8 @@ impl Header {
         size(self.length as usize)
     }
 
-    pub(super) fn bytes(&self) -> [u8; HEADER_BYTES] {
+    /// As it lies on disk.
+    pub fn bytes(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[8..16].copy_from_slice(&self.chain.to_le_bytes());
         bytes[16] = match self.kind {
@@ -182,6 +180,9 @@ impl Header {
         if (kind == Kind::Record) != (head > 0) || (kind == Kind::Mark && length > 0) {
             return Err(Broken::Lengths);
         }
+        if kind == Kind::Record && (number64(bytes, 24) > NUMBER_MAX || number64(bytes, 32) > NUMBER_MAX) {
+            return Err(Broken::Lengths);
+        }
         Ok(Header {
             kind,
             chain: number64(bytes, 8),
@@ -196,8 +197,9 @@ impl Header {
 
     /// Whether this is the record that follows `before`.
     pub(super) fn check_follows(&self, before: Position) -> Result<(), Broken> {
-        if self.seq != before.seq + 1 || self.epoch < before.epoch {
-            return Err(Broken::Sequence { expected: before.seq + 1, got: self.seq });
+        let due = before.seq.saturating_add(1);
+        if self.seq != due || self.epoch < before.epoch {
+            return Err(Broken::Sequence { expected: due, got: self.seq });
         }
         if chain(before.chain, &self.bytes()) != self.chain {
             return Err(Broken::Chain { seq: self.seq });
@@ -207,12 +209,12 @@ impl Header {
 }
 
 /// The digest of an operation's bytes.
-pub(super) fn digest(head: &[u8], payload: &[u8]) -> u64 {
+pub fn digest(head: &[u8], payload: &[u8]) -> u64 {
     xxh3_64_with_seed(payload, xxh3_64(head))
 }
 
 /// Bytes of an entry whose operation has `length` bytes.
-pub(super) fn size(length: usize) -> usize {
+pub fn size(length: usize) -> usize {
     HEADER_BYTES + length.next_multiple_of(8)
 }
 

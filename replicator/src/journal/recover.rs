@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use tandem_protocol::Position;
 
-use super::entry::{self, Header, Kind};
+use super::entry::{self, Header, Kind, NUMBER_MAX};
 use super::segment::{self, Beginning, Place, Room, Segment};
 use super::{JournalError, Options, io_error};
 use crate::disk;
@@ -129,7 +129,8 @@ fn look(folder: &Path, options: Options) -> Result<Vec<SegmentFile>, JournalErro
         let capacity = file.metadata().map_err(io_error("look at segment"))?.len();
         let mut page = vec![0; segment::HEADER_BYTES.min(capacity) as usize];
         file.read_exact_at(&mut page, 0).map_err(io_error("read segment"))?;
-        let begins = segment::read_page(&page)?.filter(|(beginning, _)| beginning.previous.seq + 1 == first);
+        let begins = segment::read_page(&page)?
+            .filter(|(beginning, _)| beginning.previous.seq < NUMBER_MAX && beginning.previous.seq + 1 == first);
         if begins.as_ref().is_some_and(|(beginning, _)| beginning.pair != options.pair) {
             return Err(JournalError::Foreign(path.display().to_string()));
         }

@@ -17,7 +17,7 @@ use tandem_protocol::Position;
 
 use super::entry::{self, Broken, Header, Kind};
 use super::{JournalError, ReadError, io_error};
-use crate::crew::{self, Bell, Turn};
+use crate::crew::{self, Bell, Hired, Turn};
 use crate::{chance, disk};
 
 /// Bytes before the first entry.
@@ -206,12 +206,16 @@ pub(super) struct Room {
     bytes: u64,
     shared: Arc<Prepared>,
     bell: Bell,
+    worker: Hired,
 }
 
+/// When a journal is gone nothing of it works on in its folder: the next one there names its files alike, and would find a
+/// file of zeros in the place of the one that it writes to.
 impl Drop for Room {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::Release);
         self.bell.ring();
+        self.worker.wait();
     }
 }
 
@@ -263,8 +267,8 @@ impl Room {
             }
             Turn::Wait(None)
         };
-        crew::hire("journal-room", &bell, prepare).map_err(io_error("start the journal's worker"))?;
-        Ok(Room { folder: folder.to_path_buf(), bytes, shared, bell })
+        let worker = crew::hire("journal-room", &bell, prepare).map_err(io_error("start the journal's worker"))?;
+        Ok(Room { folder: folder.to_path_buf(), bytes, shared, bell, worker })
     }
 
     /// How many files are ready.

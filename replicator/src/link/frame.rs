@@ -10,11 +10,11 @@
 use crate::journal::entry::ENTRY_BYTES_MAX;
 
 /// Bytes of every frame's header.
-pub(super) const HEADER_BYTES: usize = 16;
+pub const HEADER_BYTES: usize = 16;
 const MAGIC: [u8; 4] = *b"TNDM";
 const VERSION: u8 = 1;
 /// Bytes before the records in a frame of records.
-pub(super) const RECORDS_HEADER_BYTES: usize = 40;
+pub const RECORDS_HEADER_BYTES: usize = 40;
 /// Most bytes of records in one frame: one record of any size, or many small ones.
 pub const RECORDS_BYTES_MAX: usize = ENTRY_BYTES_MAX;
 /// Longest control message.
@@ -24,14 +24,22 @@ pub const BULK_BYTES_MAX: usize = 4 << 20;
 
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Type {
+pub enum Type {
+    /// First on a connection.
     Preface = 1,
+    /// A sign of life.
     Heartbeat = 2,
+    /// A control message.
     Control = 3,
+    /// Records of the journal.
     Records = 4,
+    /// How far the peer is.
     Ack = 5,
+    /// It cannot follow.
     Nack = 6,
+    /// A piece of a copy.
     Bulk = 7,
+    /// Room for more of a copy.
     Credit = 8,
 }
 
@@ -71,7 +79,7 @@ pub enum FrameError {
 }
 
 /// The header of a frame.
-pub(super) fn header(kind: Type, length: usize) -> [u8; HEADER_BYTES] {
+pub fn header(kind: Type, length: usize) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     bytes[0..4].copy_from_slice(&MAGIC);
     bytes[4] = VERSION;
@@ -83,7 +91,7 @@ pub(super) fn header(kind: Type, length: usize) -> [u8; HEADER_BYTES] {
 }
 
 /// Type and length that a header announces, both within their limits.
-pub(super) fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Result<(Type, usize), FrameError> {
+pub fn parse_header(bytes: &[u8; HEADER_BYTES]) -> Result<(Type, usize), FrameError> {
     if bytes[0..4] != MAGIC || crc32c::crc32c(&bytes[..12]).to_le_bytes() != bytes[12..16] {
         return Err(FrameError::Garbage);
     }
@@ -122,7 +130,8 @@ pub struct RecordsHeader {
 }
 
 impl RecordsHeader {
-    pub(super) fn bytes(&self) -> [u8; RECORDS_HEADER_BYTES] {
+    /// As it goes over the wire.
+    pub fn bytes(&self) -> [u8; RECORDS_HEADER_BYTES] {
         let mut bytes = [0; RECORDS_HEADER_BYTES];
         bytes[0..8].copy_from_slice(&self.epoch.to_le_bytes());
         bytes[8..24].copy_from_slice(&self.nonce.to_le_bytes());
@@ -131,7 +140,8 @@ impl RecordsHeader {
         bytes
     }
 
-    pub(super) fn parse(payload: &[u8]) -> Result<RecordsHeader, FrameError> {
+    /// From a payload of at least its length.
+    pub fn parse(payload: &[u8]) -> Result<RecordsHeader, FrameError> {
         let bytes: &[u8; RECORDS_HEADER_BYTES] = payload.first_chunk().ok_or(FrameError::Contents)?;
         if bytes[32] > 3 || bytes[33..] != [0; 7] {
             return Err(FrameError::Contents);
@@ -185,14 +195,18 @@ pub struct Nack {
 
 /// Sign of life: `sent` is the sender's own clock, `echo` the newest `sent` it got from the peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Heartbeat {
-    pub(super) sent: u64,
-    pub(super) echo: u64,
-    pub(super) grant: bool,
+pub struct Heartbeat {
+    /// When it was sent, by the sender's clock.
+    pub sent: u64,
+    /// The newest that came from the other side.
+    pub echo: u64,
+    /// The sender grants entitlement, counted from `echo`.
+    pub grant: bool,
 }
 
 impl Ack {
-    pub(super) fn bytes(&self) -> [u8; 24] {
+    /// As it goes over the wire.
+    pub fn bytes(&self) -> [u8; 24] {
         let mut bytes = [0; 24];
         for (place, number) in bytes.chunks_exact_mut(8).zip([self.taken, self.received, self.durable]) {
             place.copy_from_slice(&number.to_le_bytes());
@@ -200,14 +214,16 @@ impl Ack {
         bytes
     }
 
-    pub(super) fn parse(payload: &[u8]) -> Result<Ack, FrameError> {
+    /// From a payload of at least its length.
+    pub fn parse(payload: &[u8]) -> Result<Ack, FrameError> {
         let ack = Ack { taken: number(payload, 0)?, received: number(payload, 8)?, durable: number(payload, 16)? };
         if ack.durable <= ack.received && ack.received <= ack.taken { Ok(ack) } else { Err(FrameError::Contents) }
     }
 }
 
 impl Nack {
-    pub(super) fn bytes(&self) -> [u8; 16] {
+    /// As it goes over the wire.
+    pub fn bytes(&self) -> [u8; 16] {
         let reason = match self.reason {
             NackReason::Full => 1,
             NackReason::Discontinuous => 2,
@@ -218,7 +234,8 @@ impl Nack {
         pair(reason, self.end)
     }
 
-    pub(super) fn parse(payload: &[u8]) -> Result<Nack, FrameError> {
+    /// From a payload of at least its length.
+    pub fn parse(payload: &[u8]) -> Result<Nack, FrameError> {
         let reason = match number(payload, 0)? {
             1 => NackReason::Full,
             2 => NackReason::Discontinuous,
@@ -232,14 +249,16 @@ impl Nack {
 }
 
 impl Heartbeat {
-    pub(super) fn bytes(&self) -> [u8; 24] {
+    /// As it goes over the wire.
+    pub fn bytes(&self) -> [u8; 24] {
         let mut bytes = [0; 24];
         bytes[0..16].copy_from_slice(&pair(self.sent, self.echo));
         bytes[16] = self.grant.into();
         bytes
     }
 
-    pub(super) fn parse(payload: &[u8]) -> Result<Heartbeat, FrameError> {
+    /// From a payload of at least its length.
+    pub fn parse(payload: &[u8]) -> Result<Heartbeat, FrameError> {
         let grant = number(payload, 16)?;
         if grant > 1 {
             return Err(FrameError::Contents);

@@ -14,6 +14,7 @@ use super::walk::{is_special, order};
 use super::{Ask, Blob, Item, Looks, MANIFEST_BYTES_MAX, NetcopyError, Progress, Reply, Special, Step, VERSION, on};
 use crate::checkpoint;
 use crate::manifest::Manifest;
+use crate::op::codec::check_target;
 use crate::op::{FileId, ROOT};
 use crate::redo::{Arrangement, Born, Scope, arrange};
 use crate::volume::attributes::xattrs_of;
@@ -26,7 +27,9 @@ use tandem_protocol::Position;
 /// Questions that may wait for an answer.
 const ASKS_MAX: usize = 4096;
 /// Chunks of which digests are remembered until their files come; a source asks for less ahead.
-const CHUNKS_TOLD_MAX: usize = 1 << 20;
+const CHUNKS_TOLD_MAX: u64 = 1 << 20;
+/// Targets of links, in bytes, that wait for their names.
+const SPECIALS_BYTES_MAX: usize = 256 << 20;
 /// Chunks of one answer.
 const CHUNKS_PER_REPLY: u64 = 4096;
 /// Bytes of one piece of `Holding`.
@@ -66,7 +69,7 @@ enum Phase {
     /// The list comes.
     List { position: Position, length: u64, bytes: Vec<u8> },
     /// Links and devices come.
-    Specials { manifest: Manifest, specials: HashMap<FileId, Special> },
+    Specials { manifest: Manifest, specials: HashMap<FileId, Special>, bytes: usize },
     /// Files come.
     Files(Box<Files>),
     /// All is there and durable.
@@ -185,16 +188,25 @@ impl Target {
                 if manifest.position()? != position {
                     return Err(NetcopyError::Peer("a list of files of another position"));
                 }
-                Ok(Phase::Specials { manifest, specials: HashMap::new() })
+                Ok(Phase::Specials { manifest, specials: HashMap::new(), bytes: 0 })
             }
-            (Phase::Specials { manifest, mut specials }, Item::Specials(more)) => {
+            (Phase::Specials { manifest, mut specials, mut bytes }, Item::Specials(more)) => {
                 if (specials.len() + more.len()) as u64 > manifest.files() {
                     return Err(NetcopyError::Peer("more links than files"));
                 }
+                for (_, special) in &more {
+                    if let Special::Symlink(Blob(target)) = special {
+                        check_target(target).map_err(|_| NetcopyError::Peer("a link to what cannot be"))?;
+                        bytes += target.len();
+                    }
+                }
+                if bytes > SPECIALS_BYTES_MAX {
+                    return Err(NetcopyError::Peer("links beyond all measure"));
+                }
                 specials.extend(more);
-                Ok(Phase::Specials { manifest, specials })
+                Ok(Phase::Specials { manifest, specials, bytes })
             }
-            (Phase::Specials { manifest, specials }, Item::Arrange) => {
+            (Phase::Specials { manifest, specials, .. }, Item::Arrange) => {
                 let files = self.arrange(&manifest, &specials)?;
                 self.tell_holding(&files);
                 Ok(Phase::Files(Box::new(files)))
@@ -327,7 +339,10 @@ impl Files {
         match item {
             Item::Compare(asks) => {
                 let answered: usize = self.told.values().flatten().map(|told| told.digests.len()).sum();
-                if self.asks.len() + asks.len() > ASKS_MAX || answered > CHUNKS_TOLD_MAX {
+                // A file may have more chunks than there is memory for their digests: what is asked for counts, too.
+                let asked: u64 =
+                    self.asks.iter().map(|(ask, _)| ask).chain(&asks).map(|ask| u64::from(ask.count)).sum();
+                if self.asks.len() + asks.len() > ASKS_MAX || answered as u64 + asked > CHUNKS_TOLD_MAX {
                     return Err(NetcopyError::Peer("more questions than can be answered"));
                 }
                 for ask in asks {

@@ -12,6 +12,8 @@ pub const TARGET_BYTES_MAX: usize = 4095;
 pub const XATTR_BYTES_MAX: usize = 64 << 10;
 /// Most data of one write.
 pub const DATA_BYTES_MAX: usize = 4 << 20;
+/// The highest id of a file. No master counts so far; one that came from elsewhere must not leave the next one without any.
+pub const ID_MAX: u64 = i64::MAX as u64;
 /// Longest head of any operation: a tag, a few numbers, at most two names.
 pub const HEAD_BYTES_MAX: usize = 640;
 const MEMBER_BYTES_MAX: usize = 63;
@@ -325,7 +327,8 @@ fn check_attribute(name: &[u8]) -> Result<(), CodecError> {
     if possible { Ok(()) } else { Err(CodecError::Name) }
 }
 
-fn check_target(target: &[u8]) -> Result<(), CodecError> {
+/// What a symbolic link may point to. Nobody here follows it.
+pub fn check_target(target: &[u8]) -> Result<(), CodecError> {
     let possible = (1..=TARGET_BYTES_MAX).contains(&target.len()) && !target.contains(&0);
     if possible { Ok(()) } else { Err(CodecError::Name) }
 }
@@ -363,7 +366,7 @@ impl Writer {
     }
 
     fn id(&mut self, id: FileId) -> Result<(), CodecError> {
-        if id.0 == 0 {
+        if id.0 == 0 || id.0 > ID_MAX {
             return Err(CodecError::Number);
         }
         self.number(id.0);
@@ -445,8 +448,8 @@ impl<'a> Reader<'a> {
 
     fn id(&mut self) -> Result<FileId, CodecError> {
         match self.number()? {
-            0 => Err(CodecError::Number),
-            id => Ok(FileId(id)),
+            id @ 1..=ID_MAX => Ok(FileId(id)),
+            _ => Err(CodecError::Number),
         }
     }
 

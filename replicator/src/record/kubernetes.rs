@@ -84,7 +84,8 @@ fn kept(object: words::PairRecord) -> Result<Kept, Unreadable> {
     Ok(Kept { record: record(&object.spec)?, version })
 }
 
-fn record(content: &words::RecordContent) -> Result<Record, Unreadable> {
+/// The record as an object's content says it.
+pub fn record(content: &words::RecordContent) -> Result<Record, Unreadable> {
     let certificate = |data: &Option<words::DataIdentity>| -> Result<Option<Certificate>, Unreadable> {
         data.as_ref()
             .map(|data| {
@@ -124,7 +125,8 @@ fn record(content: &words::RecordContent) -> Result<Record, Unreadable> {
     })
 }
 
-fn content(record: &Record) -> words::RecordContent {
+/// The object's content that says a record.
+pub fn content(record: &Record) -> words::RecordContent {
     let data = |certificate: &Option<Certificate>| {
         certificate.as_ref().map(|certificate| words::DataIdentity {
             data_id: words::DataId {

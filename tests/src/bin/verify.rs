@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
 use std::time::Instant;
 use tandem_tests::cluster::{Cluster, built, components, repository};
 
@@ -21,6 +22,9 @@ struct Arguments {
     /// Also the model's large runs: some minutes more.
     #[arg(long)]
     deep: bool,
+    /// How long each fuzz target runs.
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    fuzz_seconds: u64,
     /// Leaves the cluster up afterwards.
     #[arg(long)]
     keep: bool,
@@ -103,6 +107,7 @@ fn main() -> ExitCode {
         let model = ["run", "--quiet", "--release", "--package", "tandem-protocol", "--features", "mutations"];
         cargo(&[&model[..], &quick, &["--example", "model", "--"], deep].concat())
     });
+    tally.step("fuzz", || fuzz(arguments.fuzz_seconds));
     tally.step("kinds as YAML are current", || {
         run(Command::new(built("crdgen")?).current_dir(repository()).arg("--check"))
     });
@@ -150,7 +155,8 @@ fn end_when_interrupted(cluster: Cluster) {
 /// packages serves every step: another one would compile all dependencies again.
 fn integration_tests() -> Result<Vec<String>> {
     let mut found = Vec::new();
-    for package in ["crds", "operator", "replicator", "replicator/node", "replicator/protocol", "."] {
+    for package in ["crds", "operator", "replicator", "replicator/node", "replicator/protocol", "replicator/fuzz", "."]
+    {
         let folder = repository().join(package).join("tests");
         if !folder.is_dir() {
             continue;
@@ -185,6 +191,93 @@ fn cargo(arguments: &[&str]) -> Result<()> {
 fn run(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("start {:?}", command.get_program()))?;
     if status.success() { Ok(()) } else { bail!("`{}`: {status}", tandem_tests::shell::shown(command)) }
+}
+
+/// Fuzz targets that run at a time.
+const FUZZERS: usize = 2;
+
+/// Every fuzz target for so long. Our own crates are compiled once more for it, with their edges counted; dependencies are
+/// those of the other steps, because only the workspace's crates pass the wrapper.
+fn fuzz(seconds: u64) -> Result<()> {
+    components::engine().context("install what the fuzz targets are linked with")?;
+    let home = repository().join("replicator/fuzz");
+    let mut targets = Vec::new();
+    for entry in std::fs::read_dir(home.join("fuzz_targets")).context("list the fuzz targets")? {
+        let name = entry.context("list the fuzz targets")?.file_name().to_string_lossy().into_owned();
+        targets.extend(name.strip_suffix(".rs").map(|name| format!("fuzz_{name}")));
+    }
+    targets.sort();
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(repository()).env("RUSTC_WORKSPACE_WRAPPER", home.join("instrument"));
+    // With a test among what is built, dependencies have the features that they have in the tests.
+    command.args(["build", "--workspace", "--features", "tandem-fuzz/engine", "--test", "seeds", "--bin", "seeds"]);
+    command.args(targets.iter().flat_map(|target| ["--bin", target.as_str()])).arg("--message-format=json");
+    let printed = tandem_tests::shell::run(&mut command)?;
+    let messages = printed.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let programs: Vec<PathBuf> = messages
+        .filter(|message| message["profile"]["test"] == false)
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .collect();
+    let program = |name: &str| {
+        let found = programs.iter().find(|program| program.file_name().is_some_and(|file| file == name));
+        found.with_context(|| format!("cargo did not say where {name} is"))
+    };
+    // What was found interesting stays in the cache, so that a longer run goes on where the last one ended.
+    let place = cache().join("fuzz");
+    run(Command::new(program("seeds")?).arg(place.join("seeds")))?;
+    let waiting = Mutex::new(targets.iter());
+    let failed = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..FUZZERS {
+            scope.spawn(|| {
+                while let Some(target) = waiting.lock().ok().and_then(|mut waiting| waiting.next()) {
+                    let result = program(target).and_then(|program| fuzz_one(program, target, &place, seconds));
+                    if let Err(error) = result
+                        && let Ok(mut failed) = failed.lock()
+                    {
+                        failed.push(format!("{target}: {error:#}"));
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(|_| vec!["a fuzzer panicked".into()]);
+    if failed.is_empty() { Ok(()) } else { bail!("{}", failed.join("\n")) }
+}
+
+/// One target. A finding is printed with the bytes that lead to it and how to play them again.
+fn fuzz_one(program: &Path, target: &str, place: &Path, seconds: u64) -> Result<()> {
+    let (found, findings) = (place.join(target), place.join("findings").join(target));
+    for folder in [&found, &findings] {
+        std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    }
+    let mut command = Command::new(program);
+    command.env("RUST_BACKTRACE", "0").arg(&found).arg(place.join("seeds").join(target)).args([
+        format!("-max_total_time={seconds}"),
+        format!("-artifact_prefix={}/", findings.display()),
+        "-timeout=20".into(),
+        "-rss_limit_mb=1024".into(),
+        "-max_len=4096".into(),
+        "-reload=0".into(),
+        "-print_final_stats=1".into(),
+    ]);
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {}", program.display()))?;
+    let log = String::from_utf8_lossy(&output.stderr);
+    let last = log.lines().rfind(|line| line.starts_with('#') && line.contains("cov:")).unwrap_or_default();
+    let executed = log.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+    eprintln!("{target}: {} inputs; {}", executed.unwrap_or("?").trim(), last.trim());
+    if output.status.success() {
+        return Ok(());
+    }
+    let tail: Vec<&str> = log.lines().filter(|line| !line.starts_with('#')).collect();
+    let mut story = tail.get(tail.len().saturating_sub(40)..).unwrap_or_default().join("\n");
+    let artifact = log.lines().find_map(|line| line.split_once("Test unit written to ")).map(|(_, path)| path.trim());
+    if let Some(artifact) = artifact {
+        let input = std::fs::read(artifact).with_context(|| format!("read {artifact}"))?;
+        let hex: String = input.iter().map(|byte| format!("{byte:02x}")).collect();
+        story += &format!("\nreplay: echo {hex} | xxd -r -p > /tmp/input && {} /tmp/input", program.display());
+    }
+    bail!("{}\n{story}", output.status)
 }
 
 /// cargo-deny, built into the cache the first time. Its advisories need a network that a check must not depend on.

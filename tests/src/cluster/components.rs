@@ -34,6 +34,9 @@ const PACKAGES: &[(&str, &str)] = &[
     ("postgresql-15", "/usr/lib/postgresql/15/bin/postgres"),
 ];
 
+/// What the engine of the fuzz targets is built with.
+const ENGINE: &[(&str, &str)] = &[("g++", "/usr/bin/g++")];
+
 /// One Go module tree: programs that must share their dependencies' versions, and nothing else with them.
 struct Module {
     name: &'static str,
@@ -46,6 +49,11 @@ struct Module {
 /// Installs the Debian packages that the cluster and the workloads need.
 pub fn packages() -> Result<()> {
     install(PACKAGES)
+}
+
+/// Installs what the engine of the fuzz targets is built with.
+pub fn engine() -> Result<()> {
+    install(ENGINE)
 }
 
 /// Builds and installs whatever is missing; a second call takes no time.

@@ -17,9 +17,9 @@ struct Owned {
 
 impl Owned {
     fn op(&self) -> Op<'_> {
-        let id = FileId(self.numbers[0].max(1));
-        let parent = FileId(self.numbers[1].max(1));
-        let other = FileId(self.numbers[2].max(1));
+        let id = FileId((self.numbers[0] & ID_MAX).max(1));
+        let parent = FileId((self.numbers[1] & ID_MAX).max(1));
+        let other = FileId((self.numbers[2] & ID_MAX).max(1));
         let offset = self.numbers[3] >> 2;
         let length = self.numbers[2] >> 2;
         let (name, other_name) = (self.names[0].as_slice(), self.names[1].as_slice());
@@ -143,6 +143,12 @@ fn limits_hold_both_ways() {
     );
     assert_eq!(encode(&Op::SetMode { id: FileId(2), mode: 0o100644 }).err(), Some(CodecError::Number));
     assert_eq!(encode(&Op::Drop { id: FileId(0) }).err(), Some(CodecError::Number));
+    assert_eq!(encode(&Op::Drop { id: FileId(ID_MAX + 1) }).err(), Some(CodecError::Number));
+    let last = encode(&Op::Drop { id: FileId(ID_MAX) }).unwrap();
+    let mut beyond = last.head().to_vec();
+    beyond[8] |= 0x80;
+    assert!(decode(last.head(), &[]).is_ok());
+    assert_eq!(decode(&beyond, &[]), Err(CodecError::Number));
     assert_eq!(
         encode(&Op::SetXattr { id: FileId(2), name: b"user.x", value: &long[..XATTR_BYTES_MAX + 1] }).err(),
         Some(CodecError::TooLong)

@@ -1,0 +1,11 @@
+//! A copy from a master that may say anything, and to a replicant that may answer anything.
+#![allow(unexpected_cfgs, reason = "cargo fuzz sets `fuzzing`")]
+#![cfg_attr(any(fuzzing, feature = "engine"), no_main)]
+
+#[cfg(any(fuzzing, feature = "engine"))]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tandem_fuzz::netcopy::run(bytes));
+
+#[cfg(not(any(fuzzing, feature = "engine")))]
+fn main() {
+    tandem_fuzz::play(tandem_fuzz::netcopy::run);
+}

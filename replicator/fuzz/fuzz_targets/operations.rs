@@ -1,0 +1,11 @@
+//! Operations: their bytes, and what they do to the names of a volume.
+#![allow(unexpected_cfgs, reason = "cargo fuzz sets `fuzzing`")]
+#![cfg_attr(any(fuzzing, feature = "engine"), no_main)]
+
+#[cfg(any(fuzzing, feature = "engine"))]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tandem_fuzz::operations::run(bytes));
+
+#[cfg(not(any(fuzzing, feature = "engine")))]
+fn main() {
+    tandem_fuzz::play(tandem_fuzz::operations::run);
+}

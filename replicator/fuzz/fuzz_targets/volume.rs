@@ -1,0 +1,11 @@
+//! Operations carried out on a real folder.
+#![allow(unexpected_cfgs, reason = "cargo fuzz sets `fuzzing`")]
+#![cfg_attr(any(fuzzing, feature = "engine"), no_main)]
+
+#[cfg(any(fuzzing, feature = "engine"))]
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tandem_fuzz::volume::run(bytes));
+
+#[cfg(not(any(fuzzing, feature = "engine")))]
+fn main() {
+    tandem_fuzz::play(tandem_fuzz::volume::run);
+}
