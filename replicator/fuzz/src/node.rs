@@ -146,7 +146,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
         publish.extend([8 << 3 | 2, entry.len() as u8]);
         publish.extend(entry);
     }
+    // A field that is kept, then named again and again: nearly what a block may have, in few bytes.
+    let kept = [&[0, 104, 0x40, 1, b'n', 100][..], &[b'v'; 100], &[110], &[0xbe; 110]].concat();
     vec![
+        kept,
         [&[0, rfc.len() as u8], rfc.as_slice(), &[2, 0xbe, 0x20]].concat(),
         [&[1], b"00ff17".as_slice()].concat(),
         [&[2], publish.as_slice()].concat(),
