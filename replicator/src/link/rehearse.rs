@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::{
-    AtomicBool, AtomicU64, Inlets, LinkEvent, LinkSettings, Mutex, Queues, RecordsFrame, Session, Shared, TlsSettings,
-    hear, mpsc, watch,
+    AtomicBool, AtomicU64, Bell, Inlets, LinkEvent, LinkSettings, Mutex, Queues, RecordsFrame, RecordsInlet, Session,
+    Shared, TlsSettings, hear, mpsc, watch,
 };
 use crate::link::Bulk;
 use serde::de::DeserializeOwned;
@@ -30,6 +30,7 @@ pub struct Heard<C> {
 pub fn rehearse<C: DeserializeOwned>(bytes: &[u8]) -> Heard<C> {
     let (events, mut events_out) = mpsc::unbounded_channel();
     let (records, records_out) = std::sync::mpsc::channel();
+    let records = RecordsInlet { frames: Some(records), bell: Bell::default() };
     let (bulk, mut bulk_out) = mpsc::unbounded_channel();
     let inlets = Inlets { events, records, bulk, records_waiting: Arc::default(), events_waiting: Arc::default() };
     let shared = Shared {
