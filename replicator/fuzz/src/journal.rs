@@ -219,7 +219,10 @@ fn check_usable(journal: &Journal, folder: &Path) {
     fs::create_dir_all(&copy).unwrap();
     for entry in fs::read_dir(folder).unwrap() {
         let entry = entry.unwrap();
-        fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        // Room that is being prepared has its name changed meanwhile; no record is in it.
+        if !entry.file_name().to_string_lossy().starts_with("spare") {
+            fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
     }
     let (again, recovered) = Journal::open(&copy, OPTIONS).unwrap();
     assert_eq!((recovered.end, recovered.committed_mark), (position, position.seq));

@@ -158,9 +158,24 @@ fn the_same_seed_is_the_same_story() {
     }
 }
 
-/// Seeds in which each mistake was noticed when this was written: tried first. What happens in a seed changes with the
-/// program, so that others are tried after them.
-const NOTICED: &[(Mistake, u64)] = &[];
+/// Seeds in which mistakes were noticed when this was written: tried first. What happens in a seed changes with the program,
+/// so that others are tried after them. The mistakes that are not named here need luck, and a night.
+const NOTICED: &[(Mistake, u64)] = &[
+    (Mistake::JournalNotFlushed, 1),
+    (Mistake::AckBeforePeer, 4),
+    (Mistake::MarksOfOldSession, 0),
+    (Mistake::CommittedBeforeFlush, 2),
+    (Mistake::AppliesTooMuch, 13),
+    (Mistake::TrimsTooEarly, 20),
+    (Mistake::OpensTooEarly, 0),
+    (Mistake::NotHeld, 120),
+    (Mistake::TailNotSaved, 29),
+    (Mistake::RedoSkips, 0),
+    (Mistake::TornRecordCounts, 80),
+    (Mistake::IdentityNotKept, 0),
+];
+/// From so many seeds on it is a night.
+const NIGHT: u64 = 10_000;
 
 #[test]
 fn mistakes_are_noticed() {
@@ -186,6 +201,6 @@ fn mistakes_are_noticed() {
             None => unnoticed.push(mistake),
         }
     }
-    println!("{noticed} mistakes noticed; not within {count} seeds: {unnoticed:?}");
+    println!("{noticed} mistakes noticed; not looked for, or not within {count} seeds: {unnoticed:?}");
     assert!(only.is_some() || noticed >= 12 || count < 2_000, "not noticed: {unnoticed:?}");
 }
