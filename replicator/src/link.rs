@@ -870,6 +870,6 @@ async fn write_frame(to: &mut (impl AsyncWrite + Unpin), kind: Type, first: &[u8
 
 /// A proven connection in the hands of a test.
 #[cfg(test)]
-pub(crate) async fn test_dial(settings: &LinkSettings) -> tokio_rustls::TlsStream<tokio::net::TcpStream> {
+pub(crate) async fn test_dial(settings: &LinkSettings) -> road::Secured {
     preface(road::dial(settings).await.expect("a connection")).await.expect("a proven connection").stream
 }

@@ -7,10 +7,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::net::sockopt;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use tokio_rustls::TlsStream;
 
 use super::frame::FrameError;
 use super::tls::{self, TlsError};
@@ -36,6 +35,12 @@ pub(crate) trait Road: Send + Sync + 'static {
     fn probe(&self) -> impl Future<Output = (Evidence, String)> + Send;
 }
 
+/// TLS takes what has arrived in pieces of 4 KiB. The buffer beneath it asks the kernel once for all of them.
+pub(crate) type Secured = tokio_rustls::TlsStream<BufReader<TcpStream>>;
+
+/// Bytes that are taken from the socket at once.
+const ARRIVED_BYTES: usize = 128 << 10;
+
 /// TCP, and TLS on it.
 pub(super) struct Tcp {
     listener: TcpListener,
@@ -50,7 +55,7 @@ impl Tcp {
 
 impl Road for Tcp {
     type Knock = TcpStream;
-    type Stream = TlsStream<TcpStream>;
+    type Stream = Secured;
 
     async fn knock(&self) -> io::Result<(TcpStream, SocketAddr)> {
         self.listener.accept().await
@@ -69,22 +74,23 @@ impl Road for Tcp {
     }
 }
 
-async fn admit(settings: &LinkSettings, stream: TcpStream) -> Result<TlsStream<TcpStream>, Unproven> {
+async fn admit(settings: &LinkSettings, stream: TcpStream) -> Result<Secured, Unproven> {
     prepare(&stream, settings).map_err(Unproven::Connect)?;
     let acceptor = tls::acceptor(&settings.tls)?;
-    let stream = acceptor.accept(stream).await.map_err(TlsError::Handshake)?;
+    let stream = acceptor.accept(BufReader::with_capacity(ARRIVED_BYTES, stream)).await.map_err(TlsError::Handshake)?;
     tls::check_identity(stream.get_ref().1.peer_certificates(), &settings.tls.peer_name)?;
     Ok(stream.into())
 }
 
-pub(super) async fn dial(settings: &LinkSettings) -> Result<TlsStream<TcpStream>, Unproven> {
+pub(super) async fn dial(settings: &LinkSettings) -> Result<Secured, Unproven> {
     let (connector, name) = tls::connector(&settings.tls)?;
     let stream = timeout(settings.interval.max(Duration::from_millis(500)), TcpStream::connect(&settings.peer))
         .await
         .map_err(|_| Unproven::Timeout)?
         .map_err(Unproven::Connect)?;
     prepare(&stream, settings).map_err(Unproven::Connect)?;
-    let stream = connector.connect(name, stream).await.map_err(TlsError::Handshake)?;
+    let stream =
+        connector.connect(name, BufReader::with_capacity(ARRIVED_BYTES, stream)).await.map_err(TlsError::Handshake)?;
     tls::check_identity(stream.get_ref().1.peer_certificates(), &settings.tls.peer_name)?;
     Ok(stream.into())
 }
