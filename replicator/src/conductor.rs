@@ -60,6 +60,9 @@ pub use upkeep::Rhythm;
 
 /// How often time passes for the member.
 const TICK: Duration = Duration::from_millis(100);
+/// The member hears at most so often how far the journals are durable: for its decisions the latest word is enough, and each
+/// wakes this room. Whoever waits for an acknowledgement does not wait for this.
+const MARKS_INTERVAL: Duration = Duration::from_millis(5);
 /// How long the end of this process waits for the peer to take its last words.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -901,6 +904,7 @@ impl Conductor {
                 {
                     return;
                 }
+                tokio::time::sleep(MARKS_INTERVAL).await;
             }
         });
         Ok(commit)
@@ -999,11 +1003,22 @@ impl Conductor {
             // Also before the peer is required: what it has in memory decides when it can be.
             receipts: self.chosen.settings.ack_policy == AckPolicy::Received,
         };
-        let (heard, inbox) = (Arc::clone(&commit), self.notes.clone());
+        let heard = Arc::clone(&commit);
+        let (latest, mut acks) = watch::channel((0, 0));
         let shipper = Arc::new(ship::ship(journal, self.link.clone(), shipping, move |ack| {
             heard.peer_ack(session, ack.received, ack.durable);
-            inbox.send(Note::Event(Event::PeerAck { session, received: ack.received, durable: ack.durable })).ok();
+            latest.send_replace((ack.received, ack.durable));
         }));
+        let inbox = self.notes.clone();
+        tokio::spawn(async move {
+            while acks.changed().await.is_ok() {
+                let (received, durable) = *acks.borrow_and_update();
+                if inbox.send(Note::Event(Event::PeerAck { session, received, durable })).is_err() {
+                    return;
+                }
+                tokio::time::sleep(MARKS_INTERVAL).await;
+            }
+        });
         let (mut asked, mut committed, mut ended) = (commit.asked(), commit.committed(), shipper.ended());
         let (following, inbox) = (Arc::clone(&shipper), self.notes.clone());
         tokio::spawn(async move {
