@@ -751,6 +751,8 @@ impl World {
         let journal = host.folder.join("volume/.tandem/journal");
         let lost = host.node.disk.borrow_mut().cut_power(&journal, &mut self.dice);
         self.tally.lost_sectors += lost;
+        // Also of a process that had ended already.
+        host.blurred |= lost > 0;
         let run = host.folder.join("run");
         std::fs::remove_dir_all(&run).unwrap();
         std::fs::create_dir(&run).unwrap();
