@@ -8,7 +8,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above this crate").to_path_buf()
 }
 
-/// Rust sources below a folder of the workspace, tests and benches excepted.
+/// Rust sources below a folder of the workspace, tests and benches excepted, and what only the simulation is told.
 fn sources(folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![root().join(folder)];
@@ -18,7 +18,7 @@ fn sources(folder: &str) -> Vec<PathBuf> {
             let name = entry.file_name().to_string_lossy().into_owned();
             if path.is_dir() && !["tests", "benches", "testdata", "model", "target"].contains(&name.as_str()) {
                 open.push(path);
-            } else if name.ends_with(".rs") && name != "tests.rs" {
+            } else if name.ends_with(".rs") && !["tests.rs", "simulated.rs"].contains(&name.as_str()) {
                 found.push(path);
             }
         }

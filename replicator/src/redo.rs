@@ -794,6 +794,7 @@ mod trouble {
 }
 
 #[cfg(test)]
+#[path = "redo/tests/damage.rs"]
 pub(crate) mod damage;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! A peer with a valid certificate that means harm. It speaks the real protocol to a real process and then misbehaves; the
 //! process lives, says what was wrong, changes nothing beside its pair's files, and goes on with an honest peer.
 
+#![allow(clippy::type_complexity, reason = "tables of what is tried")]
 #![allow(clippy::unwrap_used, clippy::panic)] // a test says what it expects by panicking
 
 mod harness;

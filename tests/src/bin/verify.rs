@@ -34,13 +34,10 @@ struct Arguments {
     /// The seed that the faults follow from; the day's number if it is not said.
     #[arg(long)]
     seed: Option<u64>,
-    /// Pairs under faults at once (default: seven in a soak, four in the sample that every check plays).
-    #[arg(long)]
-    pairs: Option<usize>,
+    /// Pairs under faults at once.
+    #[arg(long, default_value_t = 7)]
+    pairs: usize,
 }
-
-/// Minutes of random faults in every check.
-const SAMPLE: u64 = 8;
 
 /// What happened to a step.
 struct Tally {
@@ -115,7 +112,6 @@ fn main() -> ExitCode {
     if !arguments.skip_cluster {
         tally.step("chart", chart);
         tally.step("scenarios", || scenarios(&mut stage, &arguments));
-        tally.step("faults", || faults(&mut stage, &arguments, SAMPLE));
         // A single scenario: its name is no step's name.
         if tally.passed + tally.failed.len() == 0 {
             tally.only.clear();
@@ -373,21 +369,17 @@ fn scenarios(stage: &mut Stage, arguments: &Arguments) -> Result<()> {
 /// Plays random faults.
 fn faults(stage: &mut Stage, arguments: &Arguments, minutes: u64) -> Result<()> {
     stage.ready()?;
-    let soak = arguments.soak.is_some();
-    let pairs = arguments.pairs.unwrap_or(if soak { 7 } else { 4 });
     let mut command = Command::new(built("faults")?);
-    command.args(["--minutes", &minutes.to_string(), "--pairs", &pairs.to_string()]);
+    command.args(["--minutes", &minutes.to_string(), "--pairs", &arguments.pairs.to_string()]);
     if let Some(seed) = arguments.seed {
         command.args(["--seed", &seed.to_string()]);
     }
-    if soak {
-        for word in &arguments.only {
-            command.args(["--only", word]);
-        }
-        // What a part of the faults says is not the results.
-        if arguments.only.is_empty() {
-            command.arg("--keep");
-        }
+    for word in &arguments.only {
+        command.args(["--only", word]);
+    }
+    // What a part of the faults says is not the results.
+    if arguments.only.is_empty() {
+        command.arg("--keep");
     }
     run(&mut command)
 }
