@@ -45,7 +45,7 @@ use crate::metrics::Metrics;
 use crate::netcopy::Copied;
 use crate::receive::{self, Following, ReceiveEvent, Receiver};
 use crate::record::{RecordError, RecordKeeper};
-use crate::redo::{self, Scope};
+use crate::redo::{self, RedoError, Scope};
 use crate::report::Account;
 use crate::settings::ServeSettings;
 use crate::ship::{self, Shipper, Shipping};
@@ -389,7 +389,12 @@ fn begin(
     let moved = identity.data_id.volume != facts.volume;
     if !identity.inconsistent && !moved {
         let scope = if identity.leading && lost_power { Scope::Everything } else { Scope::Touched };
-        match redo::recover(&settings.volume, volume::Options::default(), &journal, upto, scope) {
+        let volume = match redo::recover(&settings.volume, volume::Options::default(), &journal, upto, scope) {
+            // The first start ended before its first checkpoint: nothing has happened yet, so it is made again.
+            Err(RedoError::NoCheckpoint) if journal.end() == Position::default() => adopt(settings, &journal),
+            recovered => recovered,
+        };
+        match volume {
             Ok(volume) => {
                 if scope == Scope::Everything {
                     // What was made true now is no longer what the last checkpoint says: the next start begins from here.
@@ -409,6 +414,14 @@ fn begin(
     facts.journal = JournalFacts { first: journal.first(), end: journal.end(), applied: upto };
     stages.journal = Some(journal);
     Ok(facts)
+}
+
+/// Gives the files of a volume their first ids.
+fn adopt(settings: &ServeSettings, journal: &Journal) -> Result<Volume, RedoError> {
+    let failed = |doing| move |reason| RedoError::Volume { doing, reason };
+    let volume = Volume::adopt(&settings.volume, volume::Options::default()).map_err(failed("adopt the volume"))?;
+    checkpoint::take(&volume, &volume.snapshot(journal.end()), journal)?;
+    Ok(volume)
 }
 
 fn journal_folder(settings: &ServeSettings) -> PathBuf {
@@ -752,8 +765,7 @@ impl Conductor {
         let (journal, volume) = blocking(move || {
             let (journal, _) =
                 Journal::open(&journal_folder(&settings), options(&identity, &rhythm)).map_err(io::Error::other)?;
-            let volume = Volume::adopt(&settings.volume, volume::Options::default())?;
-            checkpoint::take(&volume, &volume.snapshot(journal.end()), &journal).map_err(io::Error::other)?;
+            let volume = adopt(&settings, &journal).map_err(io::Error::other)?;
             Ok((Arc::new(journal), Arc::new(volume)))
         })
         .await?;

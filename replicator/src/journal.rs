@@ -557,6 +557,16 @@ impl Journal {
 
     /// Forgets everything and goes on at `at`: after a netcopy the history before it is in the volume.
     pub fn reset(&self, at: Position) -> Result<(), JournalError> {
+        self.check_usable()?;
+        let begun = self.begin_anew(at);
+        if let Err(error) = &begun {
+            // Half of the old is gone and the new is not there: this process must not go on with either.
+            self.flush.lock().failed.get_or_insert_with(|| format!("begin the journal anew: {error}"));
+        }
+        begun
+    }
+
+    fn begin_anew(&self, at: Position) -> Result<(), JournalError> {
         let mut writer = self.writer.lock();
         self.check_usable()?;
         // It may come from the peer.
