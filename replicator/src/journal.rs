@@ -318,6 +318,8 @@ impl Journal {
             if !flush.running {
                 break;
             }
+            #[cfg(test)]
+            crate::simulated::waits_for_a_thread();
             self.flushed.wait(&mut flush);
         }
         flush.running = true;

@@ -269,6 +269,15 @@ fn die() -> ! {
     std::panic::resume_unwind(Box::new(Crash))
 }
 
+/// Somebody waits for another thread. Here there is none: the one who was to wake it has crashed in the middle, and takes
+/// this one along.
+pub(crate) fn waits_for_a_thread() {
+    if is_on() {
+        here(|node| node.dead.set(true));
+        die();
+    }
+}
+
 /// A step on the disk is about to be taken.
 pub(crate) fn step(name: &'static str) -> io::Result<()> {
     let ends = here(|node| {
