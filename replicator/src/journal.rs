@@ -560,6 +560,10 @@ impl Journal {
     /// Forgets everything and goes on at `at`: after a netcopy the history before it is in the volume.
     pub fn reset(&self, at: Position) -> Result<(), JournalError> {
         self.check_usable()?;
+        // It may come from the peer.
+        if at.seq >= NUMBER_MAX || at.epoch > NUMBER_MAX {
+            return Err(CodecError::Number.into());
+        }
         let begun = self.begin_anew(at);
         if let Err(error) = &begun {
             // Half of the old is gone and the new is not there: this process must not go on with either.
@@ -570,11 +574,6 @@ impl Journal {
 
     fn begin_anew(&self, at: Position) -> Result<(), JournalError> {
         let mut writer = self.writer.lock();
-        self.check_usable()?;
-        // It may come from the peer.
-        if at.seq >= NUMBER_MAX || at.epoch > NUMBER_MAX {
-            return Err(CodecError::Number.into());
-        }
         let mut segments = self.segments.write();
         while let Some(segment) = segments.pop() {
             disk::remove_durably(&segment.path).map_err(io_error("remove segment"))?;
