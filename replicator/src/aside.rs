@@ -116,9 +116,8 @@ pub fn save(
     after: Position,
     performed_on: Option<&Volume>,
 ) -> Result<Aside, AsideError> {
-    let from = after.seq.max(journal.first().saturating_sub(1));
     let changed = match performed_on {
-        Some(volume) => changed_files(journal, from, volume)?,
+        Some(volume) => changed_files(journal, journal.held_after(after.seq), volume)?,
         None => BTreeMap::new(),
     };
     let end = journal.end();

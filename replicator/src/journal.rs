@@ -514,10 +514,15 @@ impl Journal {
         Ok(position)
     }
 
+    /// The last record before those after `after` that are still held.
+    pub fn held_after(&self, after: u64) -> u64 {
+        after.max(self.first().saturating_sub(1))
+    }
+
     /// Saves every record after `after` as a journal of its own in the folder `into`, durably. Returns where it begins and
     /// how many there are. Records that the journal has forgotten are nobody's only copy: the peer had them durably.
     pub fn save_tail(&self, after: u64, into: &Path) -> Result<(Position, u64), JournalError> {
-        let after = after.max(self.first().saturating_sub(1));
+        let after = self.held_after(after);
         let Some(previous) = self.position_at(after) else {
             return Err(JournalError::Outside { seq: after, first: self.first(), end: self.end().seq });
         };

@@ -50,7 +50,8 @@ pub(super) fn recover(folder: &Path, options: Options, room: &Room) -> Result<Fo
     let files = look(folder, options)?;
     let proven = files.iter().filter_map(|file| file.begins.as_ref()).map(|(beginning, _)| beginning.durable).max();
     let proven = proven.unwrap_or(0);
-    let ends: Vec<Option<u64>> = files.iter().skip(1).map(|file| file.first.checked_sub(1)).collect();
+    let begins = |file: &SegmentFile| file.begins.as_ref().map(|(beginning, _)| beginning.previous);
+    let nexts: Vec<Option<Position>> = files.iter().skip(1).map(begins).collect();
 
     for (at, SegmentFile { path, file, capacity, begins, .. }) in files.into_iter().enumerate() {
         let Some((beginning, tag)) = begins else {
@@ -59,14 +60,17 @@ pub(super) fn recover(folder: &Path, options: Options, room: &Room) -> Result<Fo
             given_up.push(path);
             continue;
         };
-        let was_durable = ends.get(at).copied().flatten().is_some_and(|end| end <= proven);
         let mut bytes = Vec::new();
-        let walked = if was_durable {
-            walk_headers(&file, capacity, &beginning, tag)
-        } else {
-            bytes.resize(capacity as usize, 0);
-            file.read_exact_at(&mut bytes, 0).map_err(io_error("read segment"))?;
-            walk(&bytes, &beginning, tag)
+        let next = nexts.get(at).copied().flatten().filter(|next| next.seq <= proven);
+        let by_headers = next.map(|next| (next, walk_headers(&file, capacity, &beginning, tag)));
+        let walked = match by_headers {
+            // Only where the next segment goes on: a segment that turns out to be the last is read in full.
+            Some((next, walked)) if walked.end == next => walked,
+            _ => {
+                bytes.resize(capacity as usize, 0);
+                file.read_exact_at(&mut bytes, 0).map_err(io_error("read segment"))?;
+                walk(&bytes, &beginning, tag)
+            }
         };
         let behind = bytes.get(walked.offset..).unwrap_or_default();
         durable = durable.max(beginning.durable).max(walked.durable).max(marks(behind, tag));
@@ -114,7 +118,6 @@ pub(super) fn recover(folder: &Path, options: Options, room: &Room) -> Result<Fo
 
 /// A file of the journal and what its first page says.
 struct SegmentFile {
-    first: u64,
     path: PathBuf,
     file: File,
     capacity: u64,
@@ -134,7 +137,7 @@ fn look(folder: &Path, options: Options) -> Result<Vec<SegmentFile>, JournalErro
         if begins.as_ref().is_some_and(|(beginning, _)| beginning.pair != options.pair) {
             return Err(JournalError::Foreign(path.display().to_string()));
         }
-        files.push(SegmentFile { first, path, file, capacity, begins });
+        files.push(SegmentFile { path, file, capacity, begins });
     }
     Ok(files)
 }

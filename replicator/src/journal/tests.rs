@@ -228,7 +228,7 @@ fn damage_in_what_was_durable_long_ago_is_found_at_the_latest_when_it_is_read() 
     let folder = restore(&damaged);
     assert!(matches!(Journal::open(folder.path(), SMALL), Err(JournalError::Corrupt { end: 0, .. })));
     // Contents: it opens without reading them, and whoever reads them is told.
-    let mut damaged = image;
+    let mut damaged = image.clone();
     damaged[0].1[4096 + 300] ^= 1;
     let folder = restore(&damaged);
     let (journal, recovered) = open(folder.path());
@@ -236,6 +236,16 @@ fn damage_in_what_was_durable_long_ago_is_found_at_the_latest_when_it_is_read() 
     let mut bytes = Vec::new();
     let batch = journal.read(1, 2000, &mut bytes).unwrap();
     assert_eq!(records_after(batch.before, &bytes).next().unwrap().unwrap_err(), Broken::Checksum);
+    // Contents of a segment where no other goes on: new records would come behind them, so it is read now.
+    let mut damaged = image;
+    damaged.truncate(2);
+    damaged[0].1[4096 + 300] ^= 1;
+    let page = &mut damaged[1].1[..4096];
+    page[48] ^= 1;
+    let checksum = crc32c::crc32c(&page[16..]);
+    page[12..16].copy_from_slice(&checksum.to_le_bytes());
+    let folder = restore(&damaged);
+    assert!(matches!(Journal::open(folder.path(), SMALL), Err(JournalError::Corrupt { end: 0, .. })));
 }
 
 #[test]
