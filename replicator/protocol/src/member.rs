@@ -160,6 +160,8 @@ struct Link {
     durable: u64,
     /// Newest `sent` of the peer.
     peer_sent: Option<u64>,
+    /// When the newest of our heartbeats was sent that the peer has answered; a peer that follows answers each.
+    answered: Option<u64>,
     position: Option<Position>,
 }
 
@@ -215,7 +217,7 @@ enum Purpose {
 struct Times {
     now: u64,
     started: u64,
-    /// The peer said anything.
+    /// The peer said anything; once the connection is gone, no later than it is known to have heard us.
     peer_heard: u64,
     /// The peer said anything as master of the newest generation known.
     master_heard: Option<u64>,
@@ -342,6 +344,7 @@ impl Member {
         if let Some(link) = &mut self.link {
             link.since = 0;
             link.peer_sent = link.peer_sent.map(|_| 0);
+            link.answered = link.answered.map(|_| 0);
         }
         match &mut self.state {
             State::Uncertain { since, .. } | State::Active { since } => *since = 0,

@@ -48,12 +48,19 @@ pub(super) fn recover(folder: &Path, options: Options, room: &Room) -> Result<Fo
     let mut dirty_tail = None;
 
     let files = look(folder, options)?;
-    let proven = files.iter().filter_map(|file| file.begins.as_ref()).map(|(beginning, _)| beginning.durable).max();
-    let proven = proven.unwrap_or(0);
-    let begins = |file: &SegmentFile| file.begins.as_ref().map(|(beginning, _)| beginning.previous);
-    let nexts: Vec<Option<Position>> = files.iter().skip(1).map(begins).collect();
+    let by_headers: Vec<Option<Walked>> = files.iter().map(SegmentFile::walk_headers).collect();
+    // Only segments that go on from one another vouch for what is before them.
+    let goes_on = |(walked, next): &(&Option<Walked>, &SegmentFile)| {
+        let next = next.begins.as_ref().map(|(beginning, _)| beginning.previous);
+        next.is_some() && next == walked.as_ref().map(|walked| walked.end)
+    };
+    let linked = by_headers.iter().zip(files.iter().skip(1)).take_while(goes_on).count();
+    let vouching = files.iter().take(linked + 1).filter_map(|file| file.begins.as_ref());
+    let proven = vouching.map(|(beginning, _)| beginning.durable).max().unwrap_or(0);
 
-    for (at, SegmentFile { path, file, capacity, begins, .. }) in files.into_iter().enumerate() {
+    for (at, (SegmentFile { path, file, capacity, begins }, by_headers)) in
+        files.into_iter().zip(by_headers).enumerate()
+    {
         let Some((beginning, tag)) = begins else {
             // The crash came before the first page reached the disk: nothing in it was ever durable.
             stopped = true;
@@ -61,12 +68,9 @@ pub(super) fn recover(folder: &Path, options: Options, room: &Room) -> Result<Fo
             continue;
         };
         let mut bytes = Vec::new();
-        let next = nexts.get(at).copied().flatten().filter(|next| next.seq <= proven);
-        let by_headers = next.map(|next| (next, walk_headers(&file, capacity, &beginning, tag)));
-        let walked = match by_headers {
-            // Only where the next segment goes on: a segment that turns out to be the last is read in full.
-            Some((next, walked)) if walked.end == next => walked,
-            _ => {
+        let walked = match by_headers.filter(|walked| at < linked && walked.end.seq <= proven) {
+            Some(walked) => walked,
+            None => {
                 bytes.resize(capacity as usize, 0);
                 file.read_exact_at(&mut bytes, 0).map_err(io_error("read segment"))?;
                 walk(&bytes, &beginning, tag)
@@ -122,6 +126,22 @@ struct SegmentFile {
     file: File,
     capacity: u64,
     begins: Option<(Beginning, u64)>,
+}
+
+impl SegmentFile {
+    /// Follows the entries by their headers and chain alone.
+    fn walk_headers(&self) -> Option<Walked> {
+        let (beginning, tag) = self.begins.as_ref()?;
+        let mut walked = Walked::at_the_start_of(beginning);
+        let mut bytes = [0; entry::HEADER_BYTES];
+        while self.file.read_exact_at(&mut bytes, walked.offset as u64).is_ok() {
+            let Ok(header) = Header::parse(&bytes) else { break };
+            if walked.offset as u64 + header.size() as u64 > self.capacity || !walked.pass(&header, *tag) {
+                break;
+            }
+        }
+        Some(walked)
+    }
 }
 
 /// Every segment of the folder, in order.
@@ -198,19 +218,6 @@ fn walk(bytes: &[u8], beginning: &Beginning, tag: u64) -> Walked {
         let Ok(header) = Header::parse(rest) else { break };
         let whole = header.kind == Kind::Mark || entry::first_record(rest).is_ok();
         if !whole || !walked.pass(&header, tag) {
-            break;
-        }
-    }
-    walked
-}
-
-/// The same for a segment whose contents were durable: only headers and chain.
-fn walk_headers(file: &File, capacity: u64, beginning: &Beginning, tag: u64) -> Walked {
-    let mut walked = Walked::at_the_start_of(beginning);
-    let mut bytes = [0; entry::HEADER_BYTES];
-    while file.read_exact_at(&mut bytes, walked.offset as u64).is_ok() {
-        let Ok(header) = Header::parse(&bytes) else { break };
-        if walked.offset as u64 + header.size() as u64 > capacity || !walked.pass(&header, tag) {
             break;
         }
     }

@@ -106,7 +106,7 @@ impl Member {
             return;
         }
         let Some(link) = &mut self.link else { return };
-        link.following = true;
+        (link.following, link.answered) = (true, None);
         let session = link.session;
         let copied = std::mem::take(&mut link.copying);
         // A copy that was begun and not completed says so, on every connection.
@@ -193,9 +193,12 @@ impl Member {
     pub(super) fn pursue_primary(&mut self, out: &mut Vec<Effect>) {
         let timeout = self.settings.peer_timeout();
         let silent = self.since(self.times.peer_heard) >= timeout;
+        // It may be heard and not hear us. An answer takes up to a heartbeat longer than a sign of life.
+        let answered = self.link.as_ref().filter(|link| link.following).and_then(|link| link.answered);
+        let deaf = answered.is_some_and(|sent| self.since(sent) >= timeout.saturating_add(self.settings.heartbeat()));
         if let Some(link) = &self.link
             && link.hello.is_some()
-            && silent
+            && (silent || deaf)
             && self.since(link.since) >= timeout
         {
             let session = link.session;

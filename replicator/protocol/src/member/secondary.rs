@@ -32,6 +32,7 @@ impl Member {
             received: 0,
             durable: 0,
             peer_sent: None,
+            answered: None,
             position: None,
         });
         self.times.beat = 0;
@@ -48,6 +49,11 @@ impl Member {
             self.times.gone = true;
         }
         let Some(link) = self.link.take() else { return };
+        if let Some(answered) = link.answered {
+            // Where only one direction is cut the peer has been silent since it heard nothing more: it takes us for silent,
+            // and who has the lead must not wait longer than that before it records that it goes on alone.
+            self.times.peer_heard = self.times.peer_heard.min(answered);
+        }
         if let Some(nomination) = &mut self.nomination {
             nomination.asked = None;
         }
@@ -90,6 +96,7 @@ impl Member {
             }
             Control::Heartbeat { generation, sent, echo, position } => {
                 link.peer_sent = Some(sent);
+                link.answered = link.answered.max(echo.map(|echo| echo.min(self.times.now)));
                 link.position = Some(position);
                 let following = link.following;
                 if let Some(mine) = self.leads() {

@@ -875,3 +875,26 @@ fn a_master_that_is_heard_again_before_the_claim_is_written_is_not_overruled() {
     assert_eq!(world.record.epoch, epoch, "{}", world.tell_story("a living master was overruled"));
     assert_eq!(world.nodes[master].member.state_name(), StateName::PrimaryActive);
 }
+
+#[test]
+fn a_master_that_is_not_heard_goes_on_alone_before_it_is_overruled() {
+    let (mut world, master) = founded(Settings { missed_limit: 3, join_within: 4, ..Settings::default() });
+    let (epoch, replicant) = (world.record.epoch, 1 - master);
+    // From here on only what the replicant says arrives.
+    for _ in 0..400 {
+        world.now += 50;
+        for of in [master, replicant] {
+            world.tell(of, Event::Tick);
+            world.work(of);
+            world.api(of);
+        }
+        if let Some(conn) = &mut world.conn {
+            conn.words[replicant].clear();
+        }
+        while world.conn.as_ref().is_some_and(|conn| !conn.words[master].is_empty()) {
+            world.deliver(master);
+        }
+    }
+    assert_eq!(world.record.epoch, epoch, "{}", world.tell_story("a living master was overruled"));
+    assert_eq!(world.nodes[master].member.state_name(), StateName::PrimaryAlone);
+}
