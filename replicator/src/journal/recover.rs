@@ -152,8 +152,9 @@ fn look(folder: &Path, options: Options) -> Result<Vec<SegmentFile>, JournalErro
         let capacity = file.metadata().map_err(io_error("look at segment"))?.len();
         let mut page = vec![0; segment::HEADER_BYTES.min(capacity) as usize];
         file.read_exact_at(&mut page, 0).map_err(io_error("read segment"))?;
+        let in_range = |at: Position| at.seq < NUMBER_MAX && at.epoch <= NUMBER_MAX;
         let begins = segment::read_page(&page)?
-            .filter(|(beginning, _)| beginning.previous.seq < NUMBER_MAX && beginning.previous.seq + 1 == first);
+            .filter(|(beginning, _)| in_range(beginning.previous) && beginning.previous.seq + 1 == first);
         if begins.as_ref().is_some_and(|(beginning, _)| beginning.pair != options.pair) {
             return Err(JournalError::Foreign(path.display().to_string()));
         }
