@@ -171,6 +171,8 @@ struct Stages {
     shipper: Option<(u64, Arc<Shipper>)>,
     receiver: Option<Receiver>,
     copy: Option<copy::Copy>,
+    /// The epoch in which an earlier process served this pod's application last.
+    served: Option<u64>,
 }
 
 struct Conductor {
@@ -231,6 +233,7 @@ pub async fn run(mut given: Given) -> Result<Exit, ConductorError> {
         shipper: None,
         receiver: None,
         copy: None,
+        served: None,
     };
     let facts = begin(&given.settings, &given.upkeep, identity, &mut stages)?;
     // What redo has performed shows already: a member that led has no mark of that in its journal.
@@ -366,6 +369,7 @@ fn begin(
         node_boot,
     };
     let Some(identity) = &facts.identity else { return Ok(facts) };
+    stages.served = identity.served.as_ref().filter(|served| served.pod == facts.pod).map(|served| served.epoch);
     let (journal, recovered) = match Journal::open(&journal_folder(settings), options(identity, rhythm)) {
         Ok(opened) => opened,
         Err(error @ (JournalError::Corrupt { .. } | JournalError::Foreign(_) | JournalError::Version(_))) => {
@@ -887,9 +891,9 @@ impl Conductor {
             applier.stop();
         }
         let commit = self.commit(&journal)?;
-        let resumed = self.given.resumed;
-        let capture = Capture::new(volume, journal, commit, resumed, self.on_failure());
-        capture.open(epoch, self.given.settings.member.name(), !resumed).map_err(io::Error::from)?;
+        let served = self.stages.served.filter(|_| self.given.resumed);
+        let capture = Capture::new(volume, journal, commit, served, self.on_failure());
+        capture.open(epoch, self.given.settings.member.name()).map_err(io::Error::from)?;
         self.given.door.open(Arc::clone(&capture));
         self.stages.capture = Some(capture);
         Ok(())

@@ -42,11 +42,11 @@ impl Mounted {
             Box::new(move || failed.store(true, Ordering::SeqCst))
         };
         let commit = Commit::start(Arc::clone(&journal), fail()).unwrap();
-        let capture = Capture::new(volume, journal, Arc::clone(&commit), false, fail());
+        let capture = Capture::new(volume, journal, Arc::clone(&commit), None, fail());
         let session = transport::mount_here(&mount).unwrap();
         let running = requests::serve(&capture, &session, 4).unwrap();
         assert!(session.wait_served());
-        capture.open(1, "a", true).unwrap();
+        capture.open(1, "a").unwrap();
         commit.set_rule(AckRule::Alone { entitled_until: None });
         Self { folder, capture, commit, running, failed }
     }
@@ -309,10 +309,10 @@ fn serve() {
     let commit = Commit::start(Arc::clone(&journal), Box::new(|| eprintln!("the journal failed"))).unwrap();
     commit.set_rule(AckRule::Alone { entitled_until: None });
     let fail = Box::new(|| eprintln!("the member gave up"));
-    let capture = Capture::new(volume, Arc::clone(&journal), commit, false, fail);
+    let capture = Capture::new(volume, Arc::clone(&journal), commit, None, fail);
     let session = transport::mount_here(Path::new(&mount)).unwrap();
     let running = requests::serve(&capture, &session, 4).unwrap();
     let epoch = journal.end().epoch + 1;
-    capture.open(epoch, "a", true).unwrap();
+    capture.open(epoch, "a").unwrap();
     running.wait();
 }

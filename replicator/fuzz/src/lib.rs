@@ -16,7 +16,7 @@
 use libfuzzer_sys as _;
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cell::Cell;
 
 pub mod files;
 pub mod journal;
@@ -63,8 +63,17 @@ pub fn play(run: fn(&[u8])) {
 /// The system's allocator, with a look at how much is taken.
 struct Accounted;
 
-static LIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
+thread_local! {
+    // Of this thread: a journal prepares room on another one while a decoder is watched.
+    static LIVE: Cell<isize> = const { Cell::new(0) };
+    static PEAK: Cell<isize> = const { Cell::new(0) };
+}
+
+fn taken(layout: Layout) {
+    let live = LIVE.get().saturating_add_unsigned(layout.size());
+    LIVE.set(live);
+    PEAK.set(PEAK.get().max(live));
+}
 
 #[global_allocator]
 static ALLOCATOR: Accounted = Accounted;
@@ -73,32 +82,30 @@ static ALLOCATOR: Accounted = Accounted;
 // SAFETY: everything is handed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Accounted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(live, Ordering::Relaxed);
+        taken(layout);
         // SAFETY: as the caller promised.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let live = LIVE.fetch_add(layout.size(), Ordering::Relaxed) + layout.size();
-        PEAK.fetch_max(live, Ordering::Relaxed);
+        taken(layout);
         // SAFETY: as the caller promised.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        LIVE.set(LIVE.get().saturating_sub_unsigned(layout.size()));
         // SAFETY: as the caller promised.
         unsafe { System.dealloc(place, layout) }
     }
 }
 
-/// Does something, and fails if it ever took more memory than `bytes` beside what was there.
+/// Does something, and fails if it ever took more memory than `bytes` beside what this thread had.
 pub(crate) fn bounded<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
-    let before = LIVE.load(Ordering::Relaxed);
-    PEAK.store(before, Ordering::Relaxed);
+    let before = LIVE.get();
+    PEAK.set(before);
     let result = work();
-    let taken = PEAK.load(Ordering::Relaxed).saturating_sub(before);
-    assert!(taken <= bytes, "took {taken} bytes of memory, {bytes} are allowed");
+    let taken = PEAK.get().saturating_sub(before);
+    assert!(taken.cast_unsigned() <= bytes, "took {taken} bytes of memory, {bytes} are allowed");
     result
 }

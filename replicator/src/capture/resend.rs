@@ -9,7 +9,7 @@ use crate::op::{FileId, Op};
 /// Set in the request's number on operations that make a failed one undone: the request was answered with an error, or is
 /// to be tried anew.
 pub(crate) const UNDONE: u64 = 1 << 62;
-/// The request's number on the first operation of a reign: the connection is one that a predecessor served before.
+/// The request's number on the first operation of a reign that goes on with the connection of the reign before.
 pub(crate) const RESUMED: u64 = 1;
 
 /// What of a request is in the journal.
@@ -43,10 +43,12 @@ const RECORDS: u64 = 1 << 16;
 
 impl Answered {
     /// Reads the end of the journal, back to where this connection began: the last reign of `member` that was not resumed.
-    pub(crate) fn read(journal: &Journal, member: &str) -> Self {
+    /// `served`: the epoch in which the connection was served last. `None`: the last reign was the other member's, so none
+    /// of what is in the journal came over this connection.
+    pub(crate) fn read(journal: &Journal, member: &str, served: u64) -> Option<Self> {
         let end = journal.end().seq;
         let mut from = end.saturating_sub(RECORDS - 1).max(journal.first()).max(1);
-        let mut reader = Reader { requests: HashMap::new(), is_own: true };
+        let mut reader = Reader::default();
         while from <= end {
             let mut bytes = Vec::new();
             let batch = match journal.read(from, 1 << 20, &mut bytes) {
@@ -66,8 +68,7 @@ impl Answered {
             }
             from = batch.last.seq + 1;
         }
-        // A last reign of the other member says nothing about this member's connection.
-        Self { requests: if reader.is_own { reader.requests } else { HashMap::new() } }
+        reader.end(journal.end().epoch, served)
     }
 
     /// What is in the journal of a request, if anything is.
@@ -76,19 +77,23 @@ impl Answered {
     }
 }
 
+#[derive(Default)]
 struct Reader {
     requests: HashMap<u64, Done>,
-    /// Whether the reign being read is this member's. Numbers of requests mean something within one connection only.
-    is_own: bool,
+    /// Whether the reign being read is this member's, which its first operation says; `None`: that one is not in the journal
+    /// any more. Numbers of requests mean something within one connection only.
+    is_own: Option<bool>,
 }
 
 impl Reader {
     fn take(&mut self, member: &str, unique: u64, op: &Op<'_>) {
         if let Op::Begin { member: who } = op {
-            let was_own = std::mem::replace(&mut self.is_own, *who == member);
-            if !was_own || !self.is_own || unique != RESUMED {
+            let is_own = *who == member;
+            // A resumed reign says that the one before was of the same connection.
+            if !is_own || unique != RESUMED || self.is_own == Some(false) {
                 self.requests.clear();
             }
+            self.is_own = Some(is_own);
         } else if unique & UNDONE != 0 {
             self.requests.remove(&(unique & !UNDONE));
         } else if unique != 0 {
@@ -97,6 +102,13 @@ impl Reader {
             done.file.get_or_insert(file);
             done.kinds |= 1 << kind;
         }
+    }
+}
+
+impl Reader {
+    /// What was found, if the last reign, of the epoch `last`, was this connection's.
+    fn end(self, last: u64, served: u64) -> Option<Answered> {
+        self.is_own.unwrap_or(last == served).then_some(Answered { requests: self.requests })
     }
 }
 
@@ -130,12 +142,13 @@ fn parts(op: &Op<'_>) -> (FileId, u32) {
 mod tests {
     use super::*;
 
+    /// As if the last of these were of epoch 5, in which this connection was served.
     fn read(records: &[(u64, Op<'_>)]) -> Option<HashMap<u64, Done>> {
-        let mut reader = Reader { requests: HashMap::new(), is_own: true };
+        let mut reader = Reader::default();
         for (unique, op) in records {
             reader.take("a", *unique, op);
         }
-        reader.is_own.then_some(reader.requests)
+        reader.end(5, 5).map(|answered| answered.requests)
     }
 
     const WRITE: Op<'_> = Op::Write { id: FileId(7), offset: 0, data: b"x" };
@@ -156,6 +169,22 @@ mod tests {
         assert_eq!(read(&[(0, BEGIN), (4, WRITE), (RESUMED, Op::Begin { member: "b" }), (4, MODE)]), None);
         let both = [(0, BEGIN), (4, WRITE), (0, Op::Begin { member: "b" }), (6, WRITE), (RESUMED, BEGIN)];
         assert!(read(&both).unwrap().is_empty());
+    }
+
+    /// A write that was taken for done because a request of the other member's connection had the same number was never
+    /// performed: a hole in the application's file.
+    #[test]
+    fn a_reign_whose_beginning_is_forgotten_is_this_connections_only_if_it_served_then() {
+        let forgotten = |last, served| {
+            let mut reader = Reader::default();
+            reader.take("a", 4, &WRITE);
+            reader.end(last, served).is_some()
+        };
+        assert!(forgotten(5, 5) && !forgotten(6, 5));
+        // What went on with a connection that nobody had served before began it.
+        let requests = read(&[(4, WRITE), (0, BEGIN), (6, WRITE)]).unwrap();
+        assert!(!requests.contains_key(&4) && requests.contains_key(&6));
+        assert!(read(&[(4, WRITE), (RESUMED, BEGIN), (6, WRITE)]).unwrap().contains_key(&4));
     }
 
     #[test]

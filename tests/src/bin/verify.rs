@@ -104,7 +104,7 @@ fn main() -> ExitCode {
         let model = ["run", "--quiet", "--release", "--package", "tandem-protocol", "--features", "mutations"];
         cargo(&[&model[..], &quick, &["--example", "model", "--"], deep].concat())
     });
-    tally.step("fuzz", || fuzz(arguments.fuzz_seconds));
+    tally.step("fuzz", || fuzz(arguments.fuzz_seconds, arguments.deep));
     tally.step("kinds as YAML are current", || {
         run(Command::new(built("crdgen")?).current_dir(repository()).arg("--check"))
     });
@@ -194,7 +194,9 @@ const FUZZERS: usize = 2;
 
 /// Every fuzz target for so long. Our own crates are compiled once more for it, with their edges counted; dependencies are
 /// those of the other steps, because only the workspace's crates pass the wrapper.
-fn fuzz(seconds: u64) -> Result<()> {
+///
+/// It begins at the same place each time, so that a change is judged by the change; `deep` begins somewhere else.
+fn fuzz(seconds: u64, deep: bool) -> Result<()> {
     components::engine().context("install what the fuzz targets are linked with")?;
     let home = repository().join("replicator/fuzz");
     let mut targets = Vec::new();
@@ -227,7 +229,7 @@ fn fuzz(seconds: u64) -> Result<()> {
         for _ in 0..FUZZERS {
             scope.spawn(|| {
                 while let Some(target) = waiting.lock().ok().and_then(|mut waiting| waiting.next()) {
-                    let result = program(target).and_then(|program| fuzz_one(program, target, &place, seconds));
+                    let result = program(target).and_then(|program| fuzz_one(program, target, &place, seconds, deep));
                     if let Err(error) = result
                         && let Ok(mut failed) = failed.lock()
                     {
@@ -242,7 +244,7 @@ fn fuzz(seconds: u64) -> Result<()> {
 }
 
 /// One target. A finding is printed with the bytes that lead to it and how to play them again.
-fn fuzz_one(program: &Path, target: &str, place: &Path, seconds: u64) -> Result<()> {
+fn fuzz_one(program: &Path, target: &str, place: &Path, seconds: u64, deep: bool) -> Result<()> {
     let (found, findings) = (place.join(target), place.join("findings").join(target));
     for folder in [&found, &findings] {
         std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
@@ -251,6 +253,8 @@ fn fuzz_one(program: &Path, target: &str, place: &Path, seconds: u64) -> Result<
     command.env("RUST_BACKTRACE", "0").arg(&found).arg(place.join("seeds").join(target)).args([
         format!("-max_total_time={seconds}"),
         format!("-artifact_prefix={}/", findings.display()),
+        // 0: by the clock.
+        format!("-seed={}", u8::from(!deep)),
         "-timeout=20".into(),
         "-rss_limit_mb=1024".into(),
         "-max_len=4096".into(),

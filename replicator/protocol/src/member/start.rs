@@ -86,13 +86,7 @@ impl Member {
         self.see(&record, out);
         let led_by_me = record.led_by(self.name);
         self.memory_acks = !led_by_me && !record.certified.is_only(self.name);
-        // The pod's application saw this member rule, and since then somebody else may have: its memory of the files is old.
-        let served_here = self
-            .identity
-            .as_ref()
-            .and_then(|identity| identity.served.as_ref())
-            .is_some_and(|served| served.pod == self.pod);
-        self.spent = served_here && !led_by_me;
+        self.notice_reign(&record);
         let naive_master = led_by_me && self.naive(Mutation::KeepEpoch);
         self.known = Some(Known { record, version });
         self.api.stale = false;

@@ -221,6 +221,7 @@ impl Member {
             self.times.record_changed = self.times.now;
         }
         self.see(&record, out);
+        self.notice_reign(&record);
         let leads = self.leads();
         let (generation, led_by_me) = (record.generation(), record.led_by(self.name));
         self.known = Some(Known { record, version });
@@ -231,6 +232,14 @@ impl Member {
             self.fence(out);
         }
         true
+    }
+
+    /// Once this pod's application saw this member lead and somebody else may have led since, what it remembers of the files
+    /// is old: it must not see another reign.
+    pub(super) fn notice_reign(&mut self, record: &Record) {
+        let served = self.identity.as_ref().and_then(|identity| identity.served.as_ref());
+        let served_here = served.is_some_and(|served| served.pod == self.pod);
+        self.spent |= served_here && !record.led_by(self.name);
     }
 
     /// Remembers durably the newest record seen, when it says something new about who leads.

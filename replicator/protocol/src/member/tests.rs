@@ -78,6 +78,8 @@ struct Node {
     disk: Disk,
     boots: u64,
     pod: u64,
+    /// The pod and the epoch that its application saw last.
+    shown: Option<(u64, u64)>,
     rule: AckRule,
     marks: Marks,
     open: Option<u64>,
@@ -113,6 +115,8 @@ struct World {
     api_down: bool,
     acked: Vec<Op>,
     ackers: BTreeMap<u64, usize>,
+    /// Who led which epoch.
+    reigns: BTreeMap<u64, usize>,
     token: u64,
     story: Vec<String>,
     calm: bool,
@@ -131,6 +135,7 @@ impl World {
             disk: Disk::default(),
             boots: 1,
             pod: 1,
+            shown: None,
             rule: AckRule::Nothing,
             marks: Marks::default(),
             open: None,
@@ -158,6 +163,7 @@ impl World {
             api_down: false,
             acked: Vec::new(),
             ackers: BTreeMap::new(),
+            reigns: BTreeMap::new(),
             token: 0,
             story: Vec::new(),
             calm: false,
@@ -272,7 +278,14 @@ impl World {
                 let end = node.disk.journal.len() as u64;
                 node.answers.push_back(Event::Held { end });
             }
-            Effect::OpenWrites { epoch } => (node.open, node.held) = (Some(epoch), false),
+            Effect::OpenWrites { epoch } => {
+                (node.open, node.held) = (Some(epoch), false);
+                let before = node.shown.replace((node.pod, epoch));
+                if let Some((_, last)) = before.filter(|(pod, _)| *pod == node.pod) {
+                    let others = self.reigns.range(last..epoch).any(|(_, leader)| *leader != of);
+                    assert!(!others, "{}", self.tell_story("an application goes on after a reign that it did not see"));
+                }
+            }
             Effect::RefuseWrites => node.open = None,
             Effect::SyncJournal => {
                 node.disk.durable = node.disk.journal.len();
@@ -430,6 +443,9 @@ impl World {
         }
         if self.record != *record {
             self.version += 1;
+            if let Some(master) = record.master {
+                self.reigns.insert(record.epoch, usize::from(master.member == MemberName::B));
+            }
             if record.epoch > self.record.epoch {
                 self.reached[2] += 1;
             }
