@@ -10,13 +10,13 @@ use crate::desired::{self, Kind, Object};
 use crate::observed::Observed;
 use crate::pair::{PerMember, ValidPair};
 use crate::plan::{Plan, Replacement};
-use kube::Api;
 use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions};
 use kube::core::{ApiResource, GroupVersionKind};
+use kube::{Api, ResourceExt};
 use serde_json::json;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
-use tandem_crds::v1alpha1::{DeletionPolicy, MemberName};
+use tandem_crds::v1alpha1::{DeletionPolicy, MemberName, PairRecord, RecordContent};
 
 /// Field manager of everything the operator applies.
 pub const MANAGER: &str = "tandem-operator";
@@ -56,6 +56,9 @@ pub struct Acted {
 pub async fn act(context: &Context, pair: &ValidPair, seen: &Observed, plan: &Plan) -> Result<Acted, ActError> {
     if let Some(record) = desired::record(pair, plan) {
         create(context, pair, &record).await?;
+    }
+    if let (Some(forced), Some(version)) = (&plan.forced, &seen.record_version) {
+        force(context, pair, forced, version).await?;
     }
     let mut claims = PerMember::<Option<String>>::default();
     for member in MemberName::BOTH {
@@ -184,6 +187,27 @@ async fn keep_record_with_claims(
         .await
         .map_err(doing("bind the record to the claims"))?;
     Ok(())
+}
+
+/// Writes the record on a human's word: only over exactly what the decision rests on.
+async fn force(context: &Context, pair: &ValidPair, forced: &RecordContent, version: &str) -> Result<(), ActError> {
+    let what = "write the record that a human ordered";
+    let records = Api::<PairRecord>::namespaced(context.client.clone(), &pair.namespace);
+    let mut whole = records.get(&pair.name).await.map_err(doing(what))?;
+    if whole.resource_version().as_deref() != Some(version) {
+        // It moved meanwhile: the next look decides anew.
+        return Ok(());
+    }
+    whole.spec = forced.clone();
+    let parameters = PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() };
+    match records.replace(&pair.name, &parameters, &whole).await {
+        Ok(_) => {
+            tracing::warn!(pair = %pair.name, epoch = forced.epoch, "a human gave up an epoch");
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(error) => Err(doing(what)(error)),
+    }
 }
 
 /// Deletes exactly this pod, gracefully: its application ends first, its replicator hands over. False: it is gone already.

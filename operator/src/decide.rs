@@ -3,6 +3,7 @@
 //! nominate, which pod to replace, where the Service leads, and what to say.
 
 pub mod facts;
+pub mod force;
 pub mod requests;
 
 use crate::observed::{MemberSeen, Observed};
@@ -110,6 +111,7 @@ pub fn decide(pair: &ValidPair, seen: &Observed, now: Timestamp) -> Plan {
         (there.epoch < epoch || (there.epoch == epoch && there.member != Some(active))).then_some((active, epoch))
     });
     let replace = replacements(&situation);
+    let forced = force::record(&situation, &requests);
     let mut account = Account {
         active: situation.active(),
         epoch: seen.record.as_ref().map(|record| record.epoch),
@@ -134,6 +136,7 @@ pub fn decide(pair: &ValidPair, seen: &Observed, now: Timestamp) -> Plan {
     Plan {
         pair_id,
         found,
+        forced,
         members,
         route,
         replace,

@@ -40,6 +40,7 @@ pub async fn observe(context: &Context, object: &ReplicationPair, pair: &ValidPa
     });
     Ok(Observed {
         record_owners: record.as_ref().map(owners).unwrap_or_default(),
+        record_version: record.as_ref().and_then(ResourceExt::resource_version),
         record: record.map(|record| record.spec),
         members,
         service: find(&stores.services, &pair.namespace, &pair.name).map(|found| service(&found)),

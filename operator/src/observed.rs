@@ -8,6 +8,8 @@ use tandem_crds::v1alpha1::{MemberName, MemberReport, RecordContent, Replication
 pub struct Observed {
     /// The safety record.
     pub record: Option<RecordContent>,
+    /// The version of the record that was read: a write that goes by it must meet no other.
+    pub record_version: Option<String>,
     /// Unique ids of the record's owners.
     pub record_owners: Vec<String>,
     /// The two members.

@@ -13,6 +13,8 @@ pub struct Plan {
     pub pair_id: String,
     /// The record to create.
     pub found: Option<RecordContent>,
+    /// What the record becomes on a human's word.
+    pub forced: Option<RecordContent>,
     /// Whether members may be told anything yet: false while their record is lost.
     pub members: Option<PerMember<MemberSettings>>,
     /// Point the Service at this member, for this epoch.

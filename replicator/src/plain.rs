@@ -38,6 +38,7 @@ fn is_graver_than_a_spent_pod(reason: Reason) -> bool {
         | Reason::RecordMissing
         | Reason::CertificateOfOtherData
         | Reason::Dirty
+        | Reason::CopyIncomplete
         | Reason::PeerRefused(Refusal::TwoHistories | Refusal::OtherPair | Refusal::SameMember) => true,
         // The newer epoch that ended this pod's right to lead is what these speak of, or they pass by themselves.
         Reason::PeerRefused(Refusal::Protocol | Refusal::OldEpoch | Refusal::NotMaster)
@@ -77,6 +78,10 @@ fn word(reason: Reason) -> Said {
         Reason::Dirty => said(
             "MemoryLost",
             "acknowledged writes were lost from memory in a crash: this member may lead again after it has followed its peer",
+        ),
+        Reason::CopyIncomplete => said(
+            "CopyIncomplete",
+            "a copy from the master was begun and not completed: it goes on when the master is there, and nothing can lead from it before",
         ),
     }
 }
@@ -173,6 +178,7 @@ mod tests {
             Reason::NominationDeclined,
             Reason::CertificateOfOtherData,
             Reason::Dirty,
+            Reason::CopyIncomplete,
         ];
         let quarantines = quarantines.into_iter().map(Reason::Quarantined);
         let refusals = refusals.into_iter().map(Reason::PeerRefused);

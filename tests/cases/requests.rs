@@ -3,13 +3,15 @@
 use crate::{Case, Stage};
 use anyhow::{Result, ensure};
 use std::time::Duration;
-use tandem_tests::cluster::trouble::Keeps;
+use tandem_tests::cluster::trouble::{Cut, From, Keeps};
+use tandem_tests::judge::{Clients, Load, Task};
 use tandem_tests::pair::{PATIENCE, Pair, Wishes};
 
 pub(crate) const CASES: &[Case] = &[
     ("a_resync_copies_again", resync),
     ("a_pair_on_hold_does_not_fail_over", hold),
     ("a_new_template_is_rolled_out", rollout),
+    ("a_human_gives_up_what_only_a_lost_master_holds", force),
 ];
 
 fn resync(stage: &Stage<'_>) -> Result<()> {
@@ -51,6 +53,72 @@ fn hold(stage: &Stage<'_>) -> Result<()> {
     pair.wait_in_sync("b")?;
     let history = load.finish();
     history.judge(&pair.records()?).clean()
+}
+
+/// The master goes on alone and dies for good. What only it held is given up by a human, who is told what that is; all that
+/// the replicant had acknowledged stays; and when the lost node comes back after all, what it held is kept aside.
+fn force(stage: &Stage<'_>) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    let together = pair.load(1, 0)?;
+    together.progress(100, PATIENCE)?;
+    let together = together.finish();
+    let client = |first| {
+        let patience = Duration::from_secs(2);
+        let clients = Clients { first, count: 1, per_second: 0, patience, what: Task::Append };
+        Ok::<_, anyhow::Error>(Load::of(&pair.address()?, &clients))
+    };
+    let far = stage.cluster.node("n2")?;
+    let replicator = pair.container("b", "replicator")?;
+    far.cut(&replicator, &Cut::both(From::Port(7470)))?;
+    pair.wait(PATIENCE, "the master to go on alone", |pair| Ok(pair.state("a")? == "PrimaryAlone"))?;
+    let alone = client(1)?;
+    alone.progress(100, PATIENCE)?;
+    // What a failover would lose is known as soon as the record notes it or the master reports.
+    pair.wait(PATIENCE, "the master to tell how far it is", |pair| {
+        let end = |member| Ok::<_, anyhow::Error>(pair.report(member)?["position"]["seq"].as_i64().unwrap_or_default());
+        Ok(end("a")? > end("b")?)
+    })?;
+    let alone = alone.finish();
+    let near = stage.cluster.node("n1")?;
+    near.kill(Keeps::OnlySynced)?;
+    far.heal(&replicator)?;
+    pair.wait(PATIENCE, "the pair to say what a human can do", |pair| {
+        Ok(pair.condition("ManualActionRequired")? == ("True".into(), "CertifiedCopyAway".into()))
+    })?;
+    let epoch = pair.epoch()?;
+    let message = pair.status()?["message"].as_str().unwrap_or_default().to_string();
+    ensure!(message.contains("at least") && message.contains(&format!("tandem.dev/force=b@{epoch}/")), "{message}");
+    println!("  {message}");
+
+    pair.annotate("failover", "t1")?;
+    pair.wait_request("failover", "t1", "Refused")?;
+    let token = format!("b@{}/t2", epoch + 1);
+    pair.annotate("force", &token)?;
+    pair.wait_request("force", &token, "Refused")?;
+    ensure!(pair.epoch()? == epoch, "another epoch was given up than the one that was named");
+
+    let token = format!("b@{epoch}/t3");
+    pair.annotate("force", &token)?;
+    pair.wait_active("b")?;
+    pair.wait_request("force", &token, "Completed")?;
+    let after = client(2)?;
+    after.progress(50, PATIENCE)?;
+    let after = after.finish();
+    let verdict = together.judge(&pair.records()?);
+    ensure!(verdict.lost.is_empty(), "lost although both held it: {:?}", verdict.lost);
+
+    near.start()?;
+    pair.wait_in_sync("b")?;
+    pair.wait_equal()?;
+    ensure!(after.judge(&pair.records()?).lost.is_empty(), "what the new master acknowledged was lost");
+    let aside = near.path(&format!("/mnt/{}/.tandem/aside", pair.volume("a")))?;
+    let kept: Vec<_> = std::fs::read_dir(&aside)?.collect::<std::io::Result<_>>()?;
+    ensure!(kept.len() == 1, "{} folders aside", kept.len());
+    let page: serde_json::Value = serde_json::from_slice(&std::fs::read(kept[0].path().join("what-this-is.json"))?)?;
+    let records = page["records"].as_u64().unwrap_or_default();
+    ensure!(records >= alone.acknowledged().count() as u64, "of what was given up {records} operations are kept");
+    Ok(())
 }
 
 /// Another template reaches the replicant first; then leadership moves, once, without an error for a client that reconnects.

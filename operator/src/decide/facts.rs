@@ -1,6 +1,6 @@
 //! What there is to say about a pair: conditions with a reason each, and one sentence. Unknown is an answer.
 
-use super::{Situation, lost_record};
+use super::{Situation, force, lost_record};
 use crate::plan::{Account, Fact, Holds};
 use tandem_crds::v1alpha1::{ConditionType, FailoverMode, MemberName, MemberState, NetcopyPhase, RequestResult};
 
@@ -205,6 +205,15 @@ fn manual_action(situation: &Situation<'_>) -> Fact {
     {
         let message = format!("member {member} holds everything and waits for the annotation tandem.dev/failover");
         return fact(kind, true, "FailoverPending", message);
+    }
+    if let Some(member) = force::candidate(situation) {
+        let (other, epoch) = (member.other(), situation.epoch());
+        let message = format!(
+            "only member {other} holds every acknowledged write, and it is not there: bring it back, or give up {} with \
+             tandem.dev/force={member}@{epoch}/<token>",
+            force::loss(situation, member)
+        );
+        return fact(kind, true, "CertifiedCopyAway", message);
     }
     fact(kind, false, "NothingToDo", "")
 }

@@ -1,7 +1,7 @@
 //! Requests by annotation: each (verb, token) is judged once, followed to its end, and answered. An answer stands for as
 //! long as the annotation does, so that a token never acts twice.
 
-use super::Situation;
+use super::{Situation, force};
 use crate::pair::Asked;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tandem_crds::v1alpha1::{
@@ -13,7 +13,7 @@ const GIVE_UP_SECONDS: i64 = 300;
 /// Answers that are kept although their annotation is gone.
 const KEPT_MAX: usize = 16;
 
-const VERBS: [&str; 6] = ["switchover", "failback", "failover", "resync", "discard", "hold"];
+const VERBS: [&str; 7] = ["switchover", "failback", "failover", "force", "resync", "discard", "hold"];
 
 /// Whether a request is still being carried out.
 pub fn under_way(request: &HandledRequest) -> bool {
@@ -21,7 +21,7 @@ pub fn under_way(request: &HandledRequest) -> bool {
 }
 
 fn moves_leadership(verb: &str) -> bool {
-    matches!(verb, "switchover" | "failback" | "failover")
+    matches!(verb, "switchover" | "failback" | "failover" | "force")
 }
 
 /// The answers to all requests, old and new, newest last.
@@ -105,6 +105,17 @@ fn begin(situation: &Situation<'_>, asked: &Asked, others: &[HandledRequest]) ->
     if let Some(other) = others.iter().find(busy).filter(|_| moves_leadership(verb)) {
         let message = format!("{}={} is still under way", other.verb, other.token);
         return refuse(request, "Busy", message);
+    }
+    if verb == "force" {
+        let Some((to, epoch)) = force::parse(&asked.token) else {
+            return refuse(request, "Malformed", format!("tandem.dev/force reads {}", force::SHAPE));
+        };
+        if let Some((reason, message)) = force::refusal(situation, to, epoch) {
+            return refuse(request, reason, message);
+        }
+        request.to = Some(to);
+        request.message = Some(format!("gives up epoch {epoch} and {}", force::loss(situation, to)));
+        return request;
     }
     let Some(active) = situation.active().or_else(|| last_leader(situation)) else {
         return refuse(request, "NobodyLeads", "the pair has not begun yet".into());
@@ -208,13 +219,21 @@ fn outcome(situation: &Situation<'_>, member: MemberName, token: &str) -> Option
     Some((found.done, found.reason.clone(), found.message.clone().unwrap_or_default()))
 }
 
+/// By which the record and the members know a request for another leader.
+pub fn id(request: &HandledRequest) -> String {
+    format!("{}-{}", request.verb, request.token).chars().take(192).collect()
+}
+
 /// Whom the requests want to lead.
 pub fn nomination(requests: &[HandledRequest]) -> Option<Nomination> {
     let wish = requests.iter().find(|request| {
-        under_way(request) && moves_leadership(&request.verb) && request.phase != Some(FailbackPhase::Restoring)
+        // Who is forced to lead is named by the record itself.
+        under_way(request)
+            && moves_leadership(&request.verb)
+            && request.verb != "force"
+            && request.phase != Some(FailbackPhase::Restoring)
     })?;
-    let request_id: String = format!("{}-{}", wish.verb, wish.token).chars().take(192).collect();
-    Some(Nomination { request_id, epoch_seen: wish.epoch, to: wish.to? })
+    Some(Nomination { request_id: id(wish), epoch_seen: wish.epoch, to: wish.to? })
 }
 
 /// What a member is told to do.

@@ -8,7 +8,8 @@ use crate::validate::validate;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::{Value, json};
 use tandem_crds::v1alpha1::{
-    ConditionType, DataId, DataIdentity, FailbackPhase, Master, MemberReport, OrderOutcome, OrderVerb, RequestResult,
+    ConditionType, DataId, DataIdentity, FailbackPhase, Master, MemberReport, OrderOutcome, OrderVerb, PositionReport,
+    RequestResult,
 };
 
 const NOW: i64 = 1_800_000_000;
@@ -54,6 +55,9 @@ fn whole(leader: MemberName) -> Observed {
                 waiting: None,
             }),
             report: Some(MemberReport {
+                data_id: Some("1".repeat(32)),
+                boot: Some(1),
+                position: Some(PositionReport { epoch: 3, seq: 70, chain: "0".repeat(16) }),
                 state: if leads { MemberState::PrimaryActive } else { MemberState::SecondaryActive },
                 serving_epoch: leads.then_some(3),
                 peer_reachable: Some(true),
@@ -220,6 +224,71 @@ fn what_cannot_be_done_is_refused_with_a_reason() {
         assert_eq!((answer.result, answer.reason.as_str()), (RequestResult::Refused, reason), "{verb}");
         assert!(answer.message.is_some() && plan.members.is_none_or(|members| members.b.nomination.is_none()));
     }
+}
+
+/// What only the lost leader held is given up for good, and nothing else.
+#[test]
+fn a_human_may_give_up_an_epoch_whose_only_certified_copy_is_away() {
+    let mut lost = whole(MemberName::A);
+    uncertify(&mut lost, MemberName::B);
+    lost.members.a.pod.as_mut().unwrap().ready = false;
+    lost.members.a.report.as_mut().unwrap().position.as_mut().unwrap().seq = 100;
+    let left = lost.members.b.report.as_mut().unwrap();
+    (left.state, left.peer_reachable) = (MemberState::SecondaryAlone, Some(false));
+    // What it would cost is said before anybody asks.
+    let plan = decide(&pair(json!({})), &lost, now());
+    assert_eq!(fact(&plan, ConditionType::ManualActionRequired), (Holds::True, "CertifiedCopyAway"));
+    let message = &plan.account.message;
+    assert!(message.contains("at least 30 operations") && message.contains("force=b@3/"), "{message}");
+    assert_eq!(plan.forced, None);
+
+    let mut away = lost.clone();
+    away.members.b.report = None;
+    let mut empty = lost.clone();
+    empty.members.b.report.as_mut().unwrap().position.as_mut().unwrap().seq = 0;
+    let mut partial = lost.clone();
+    partial.members.b.report.as_mut().unwrap().reason = Some("CopyIncomplete".into());
+    let mut lives = lost.clone();
+    lives.members.a.pod.as_mut().unwrap().ready = true;
+    for (token, seen, reason) in [
+        ("b", &lost, "Malformed"),
+        ("b@3", &lost, "Malformed"),
+        ("c@3/t", &lost, "Malformed"),
+        ("b@2/t", &lost, "OtherEpoch"),
+        ("a@3/t", &lost, "NotNeeded"),
+        ("b@3/t", &lives, "ActiveServes"),
+        ("b@3/t", &away, "TargetOffline"),
+        ("b@3/t", &empty, "TargetDataIncomplete"),
+        ("b@3/t", &partial, "TargetDataIncomplete"),
+    ] {
+        let plan = decide(&asking("force", token, json!({})), seen, now());
+        let answer = &plan.account.requests[0];
+        assert_eq!((answer.result, answer.reason.as_str()), (RequestResult::Refused, reason), "{token}");
+        assert_eq!(plan.forced, None);
+    }
+
+    let wanted = asking("force", "b@3/t", json!({}));
+    let plan = decide(&wanted, &lost, now());
+    assert!(plan.account.requests[0].message.as_ref().unwrap().contains("at least 30 operations"));
+    let forced = plan.forced.clone().unwrap();
+    let before = lost.record.clone().unwrap();
+    assert_eq!((forced.epoch, forced.wseq, forced.master.clone()), (before.epoch + 1, before.wseq + 1, None));
+    assert!(forced.nonce != before.nonce && forced.nonce.len() == 32 && forced.certified.a.is_none());
+    let data = forced.certified.b.as_ref().unwrap();
+    assert_eq!((data.data_id.volume.as_str(), forced.request.as_ref().unwrap().to), ("claim-b", MemberName::B));
+    // Decided again it is the same record; once written it is not written again.
+    assert_eq!(decide(&wanted, &lost, now()).forced.as_ref(), Some(&forced));
+    remember(&mut lost, &plan);
+    lost.record = Some(forced);
+    let plan = decide(&wanted, &lost, now());
+    assert_eq!((plan.forced.as_ref(), nominated(&plan)), (None, None));
+    assert_eq!(plan.account.requests[0].result, RequestResult::Accepted);
+    // Done when the named member serves.
+    let record = lost.record.as_mut().unwrap();
+    (record.epoch, record.master) = (5, Some(Master { member: MemberName::B, boot: 1 }));
+    lost.members.b.report.as_mut().unwrap().serving_epoch = Some(5);
+    let plan = decide(&wanted, &lost, now());
+    assert_eq!(plan.account.requests[0].result, RequestResult::Completed);
 }
 
 #[test]

@@ -519,6 +519,8 @@ impl Member {
             Some(Reason::RecordUnreachable)
         } else if self.identity.as_ref().is_some_and(|identity| identity.dirty) {
             Some(Reason::Dirty)
+        } else if self.link.is_none() && self.identity.as_ref().is_some_and(|identity| identity.inconsistent) {
+            Some(Reason::CopyIncomplete)
         } else if self.certificate_of_other_data() {
             Some(Reason::CertificateOfOtherData)
         } else {

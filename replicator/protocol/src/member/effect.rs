@@ -197,6 +197,8 @@ pub enum Reason {
     CertificateOfOtherData,
     /// May have lost what it acknowledged from memory.
     Dirty,
+    /// A copy from the master was begun and not completed.
+    CopyIncomplete,
 }
 
 /// What a member is now, for the report.
