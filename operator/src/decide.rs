@@ -13,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use std::time::Duration;
 use tandem_crds::v1alpha1::{
     Certified, FailbackMode, MemberName, MemberSettings, MemberState, MemberSummary, Nomination,
-    PerMember as Positions, RecordContent,
+    PerMember as Positions, RecordContent, SavedAside,
 };
 
 /// A pair at rest is looked at so often anyway.
@@ -87,6 +87,11 @@ impl Situation<'_> {
         let missed = self.serves(member.other())
             && self.member(member.other()).report.as_ref().is_some_and(|other| other.peer_reachable == Some(false));
         if follows && missed { MemberState::Offline } else { report.state }
+    }
+
+    /// What a member keeps beside the pair's data.
+    pub fn saved_aside(&self, member: MemberName) -> &[SavedAside] {
+        self.member(member).report.as_ref().map_or(&[], |report| &report.saved_aside)
     }
 
     /// One word for what holds a member back.
@@ -293,6 +298,7 @@ fn summary(situation: &Situation<'_>, member: MemberName) -> MemberSummary {
         node: seen.pod.as_ref().and_then(|pod| pod.node.clone()),
         certified: situation.certified(member),
         message: said.or(if seen.report.is_none() { waiting } else { None }),
+        saved_aside: situation.saved_aside(member).iter().map(|saved| saved.name.clone()).collect(),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::disk;
 use crate::journal::{Broken, Journal, JournalError, ReadError, records_after};
 use crate::op::codec::CodecError;
 use crate::op::{FileId, ROOT};
-use crate::volume::open::{folder, open_at, stat_of};
+use crate::volume::open::{folder, stat_of};
 use crate::volume::perform::{file_of, write_all};
 use crate::volume::tree::is_hidden;
 use crate::volume::{FOLDER, FileKind, Volume, names_in, open_root};
@@ -240,14 +240,9 @@ fn copy(volume: &Volume, id: FileId, to: &Path) -> Result<(), AsideError> {
     disk::sync_file(&to).map_err(on(doing))
 }
 
-/// Opens the folder of something saved, for who wants to look at it or throw it away.
-pub fn path(root: &Path, name: &str) -> Result<PathBuf, AsideError> {
-    let root = open_root(root).map_err(on("open the volume")).map(|found| (found, home(root)))?;
-    let own = folder(root.0.as_fd(), FOLDER).map_err(on("open Tandem's folder"))?;
-    let aside = folder(own.as_fd(), ASIDE).map_err(on("open the folder aside"))?;
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
-    open_at(aside.as_fd(), name.as_bytes(), flags, rustix::fs::Mode::empty()).map_err(on("open what was saved"))?;
-    Ok(root.1.join(name))
+/// Throws away everything that was saved, for good: its owner said so.
+pub fn throw_away(root: &Path) -> Result<(), AsideError> {
+    disk::remove_tree(&home(root)).map_err(on("throw away what was saved"))
 }
 
 #[cfg(test)]
@@ -279,7 +274,7 @@ mod tests {
             save(folder.path(), "tail-2", "the peer went on without it", &journal, shared, Some(&volume)).unwrap();
         assert_eq!((saved.records, saved.files.len(), saved.end.seq), (1, 1, 3));
         assert_eq!(list(folder.path()).unwrap(), [saved]);
-        let home = path(folder.path(), "tail-2").unwrap();
+        let home = home(folder.path()).join("tail-2");
         assert_eq!(std::fs::read(home.join("files/2")).unwrap(), b"shared and mine");
         let (tail, found) = Journal::open(&home.join("journal"), options).unwrap();
         assert_eq!((tail.first(), found.end.seq), (3, 3));
@@ -295,5 +290,7 @@ mod tests {
         assert!(!folder.path().join("d").exists());
         assert_eq!(std::fs::read(folder.path().join(".tandem/aside/foreign/files/d/f")).unwrap(), b"x");
         assert_eq!(list(folder.path()).unwrap().len(), 1);
+        throw_away(folder.path()).unwrap();
+        assert_eq!(list(folder.path()).unwrap(), []);
     }
 }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use tandem_crds::v1alpha1::NetcopyPhase;
+use tandem_crds::v1alpha1::{NetcopyPhase, SavedAside};
 use tandem_protocol::ack::AckRule;
 use tandem_protocol::identity::{Generation, Identity, MemberName};
 use tandem_protocol::member::effect::{Effect, Exit, Snapshot, StateName};
@@ -60,6 +60,8 @@ pub use upkeep::Rhythm;
 
 /// How often time passes for the member.
 const TICK: Duration = Duration::from_millis(100);
+/// So much of what is kept aside is told, the newest.
+const SAVED_SHOWN_MAX: usize = 16;
 /// The member hears at most so often how far the journals are durable: for its decisions the latest word is enough, and each
 /// wakes this room. Whoever waits for an acknowledgement does not wait for this.
 const MARKS_INTERVAL: Duration = Duration::from_millis(5);
@@ -173,6 +175,8 @@ struct Stages {
     copy: Option<copy::Copy>,
     /// The epoch in which an earlier process served this pod's application last.
     served: Option<u64>,
+    /// What is on the volume cannot be used, and is not to be opened until it was set aside.
+    damaged: bool,
 }
 
 struct Conductor {
@@ -195,7 +199,10 @@ struct Conductor {
     asked: Arc<AtomicU64>,
     orders: Orders,
     /// The last nomination given to the member,
-    nominated: Option<String>,
+    /// The last one, and whether this copy was certified when the member was told.
+    nominated: Option<(String, bool)>,
+    /// What is kept aside.
+    saved: Vec<SavedAside>,
     /// and the last of which it wants nothing more.
     nomination_handled: Option<String>,
     chosen: Chosen,
@@ -234,6 +241,7 @@ pub async fn run(mut given: Given) -> Result<Exit, ConductorError> {
         receiver: None,
         copy: None,
         served: None,
+        damaged: false,
     };
     let facts = begin(&given.settings, &given.upkeep, identity, &mut stages)?;
     // What redo has performed shows already: a member that led has no mark of that in its journal.
@@ -271,6 +279,7 @@ pub async fn run(mut given: Given) -> Result<Exit, ConductorError> {
         asked: Arc::default(),
         orders: Orders::recalled(memory.recall(obey::MEMORY)),
         nominated: None,
+        saved: Vec::new(),
         nomination_handled: None,
         chosen_kept: None,
         upkeep: upkeep::Upkeep::default(),
@@ -289,6 +298,7 @@ pub async fn run(mut given: Given) -> Result<Exit, ConductorError> {
         conductor.lanes = Some(link::Lanes { records: lanes.records, bulk: mpsc::unbounded_channel().1 });
     }
     conductor.start_receiving()?;
+    conductor.look_aside().await;
     conductor.step(Event::SettingsChanged(Box::new(timing))).await;
     if conductor.chosen.held {
         // Before anything could be claimed.
@@ -374,7 +384,7 @@ fn begin(
         Ok(opened) => opened,
         Err(error @ (JournalError::Corrupt { .. } | JournalError::Foreign(_) | JournalError::Version(_))) => {
             tracing::error!(%error, "the journal cannot be used");
-            facts.corrupt = true;
+            (facts.corrupt, stages.damaged) = (true, true);
             return Ok(facts);
         }
         Err(error) => return Err(error.into()),
@@ -426,6 +436,15 @@ fn adopt(settings: &ServeSettings, journal: &Journal) -> Result<Volume, RedoErro
     let volume = Volume::adopt(&settings.volume, volume::Options::default()).map_err(failed("adopt the volume"))?;
     checkpoint::take(&volume, &volume.snapshot(journal.end()), journal)?;
     Ok(volume)
+}
+
+fn shown_aside(saved: aside::Aside) -> SavedAside {
+    SavedAside {
+        name: saved.name,
+        reason: saved.reason,
+        operations: i64::try_from(saved.records).unwrap_or(i64::MAX),
+        files: i64::try_from(saved.files.len()).unwrap_or(i64::MAX),
+    }
 }
 
 fn journal_folder(settings: &ServeSettings) -> PathBuf {
@@ -671,7 +690,7 @@ impl Conductor {
     }
 
     async fn obey_orders(&mut self, wished: &[(String, Order)]) {
-        while let Some(act) = self.orders.next(wished, self.state) {
+        while let Some(act) = self.orders.next(wished, self.state, !self.saved.is_empty()) {
             // A token never acts twice: that it acts must be known after any crash before it does.
             if let Err(error) = self.remember(obey::MEMORY, self.orders.remembered()).await {
                 tracing::error!(%error, "an order cannot be remembered and is not carried out");
@@ -686,6 +705,7 @@ impl Conductor {
                         break;
                     }
                 }
+                Act::ThrowAway => self.throw_away().await,
                 Act::Noted => {}
             }
         }
@@ -693,6 +713,30 @@ impl Conductor {
             && let Err(error) = self.remember(obey::MEMORY, self.orders.remembered()).await
         {
             tracing::warn!(%error, "the outcome of an order cannot be remembered");
+        }
+    }
+
+    async fn throw_away(&mut self) {
+        let root = self.given.settings.volume.clone();
+        let thrown = blocking(move || aside::throw_away(&root).map_err(io::Error::other)).await;
+        tracing::warn!(?thrown, "what was kept aside is thrown away, as ordered");
+        self.orders.thrown_away(thrown.map_err(|error| error.to_string()));
+        self.look_aside().await;
+        if let Err(error) = self.remember(obey::MEMORY, self.orders.remembered()).await {
+            tracing::warn!(%error, "the outcome of an order cannot be remembered");
+        }
+    }
+
+    /// What is kept aside goes into the report.
+    async fn look_aside(&mut self) {
+        let root = self.given.settings.volume.clone();
+        match blocking(move || aside::list(&root)).await {
+            Ok(saved) => {
+                let newest = saved.len().saturating_sub(SAVED_SHOWN_MAX);
+                self.saved = saved.into_iter().skip(newest).map(shown_aside).collect();
+                self.account();
+            }
+            Err(error) => tracing::warn!(%error, "what is kept aside cannot be listed"),
         }
     }
 
@@ -715,8 +759,11 @@ impl Conductor {
             | StateName::Fenced
             | StateName::Quarantined => {}
         }
-        if self.nominated.as_ref() != Some(&id) {
-            self.nominated = Some(id.clone());
+        let certified = self.member.snapshot().certified;
+        // One that came before this copy could be meant was declined; what was wished for still is.
+        let again = |told: bool| !told && certified && self.member.nomination().is_none();
+        if self.nominated.as_ref().is_none_or(|(known, told)| *known != id || again(*told)) {
+            self.nominated = Some((id.clone(), certified));
             self.step(Event::Nominated { request, epoch_seen }).await;
         }
         if self.member.nomination().is_none_or(|pending| pending.id != id) {
@@ -762,7 +809,7 @@ impl Conductor {
             return Ok(());
         }
         blocking(move || file.keep(&kept).map_err(io::Error::other)).await?;
-        if self.stages.journal.is_some() || identity.quarantine.is_some() {
+        if self.stages.journal.is_some() || self.stages.damaged || identity.quarantine.is_some() {
             return Ok(());
         }
         let (settings, rhythm) = (self.given.settings.clone(), self.given.upkeep);
@@ -1080,6 +1127,7 @@ impl Conductor {
         match saved {
             Ok(aside) => {
                 tracing::warn!(name = aside.name, records = aside.records, "a diverged tail was saved aside");
+                self.look_aside().await;
                 Ok(())
             }
             Err((needed, free)) => {
@@ -1108,7 +1156,9 @@ impl Conductor {
             aside::keep_files(&root, &name, "given up by the pair's owner").map_err(io::Error::other)?;
             crate::disk::remove_tree(&journal_folder(&settings))
         })
-        .await
+        .await?;
+        self.look_aside().await;
+        Ok(())
     }
 
     /// Nothing that was known of the journal is true of the next one.
@@ -1120,6 +1170,7 @@ impl Conductor {
         self.stages.applier = None;
         self.stages.volume = None;
         self.stages.journal = None;
+        self.stages.damaged = false;
     }
 
     fn report(&mut self, snapshot: Snapshot) {
@@ -1157,6 +1208,7 @@ impl Conductor {
             boot: identity.map_or(0, |identity| identity.boot),
             position: self.journal_facts().end,
             generation,
+            saved_aside: self.saved.clone(),
         };
         self.given.account.send_if_modified(|last| {
             let differs = *last != account;

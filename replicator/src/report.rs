@@ -38,6 +38,8 @@ pub struct Account {
     pub position: tandem_protocol::Position,
     /// Generation of the settings in force.
     pub generation: Option<i64>,
+    /// What is kept aside, the newest last.
+    pub saved_aside: Vec<words::SavedAside>,
 }
 
 /// Follows the wishes of the member's object.
@@ -115,7 +117,7 @@ fn pressing(now: &Snapshot, account: &Account) -> impl PartialEq + use<> {
         (now.epoch, now.serving, now.peer_connected),
         now.netcopy.as_ref().map(|copy| (copy.id.clone(), copy.phase, copy.failures)),
         (now.handled_orders.clone(), now.handled_nomination.clone()),
-        (account.data_id.clone(), account.boot, account.generation),
+        (account.data_id.clone(), account.boot, account.generation, account.saved_aside.clone()),
     )
 }
 
@@ -209,6 +211,7 @@ fn report_of(now: &Snapshot, account: &Account, pod_uid: &str) -> words::MemberR
         peer_reachable: Some(now.peer_connected),
         reason: (!now.reason.is_empty()).then(|| now.reason.clone()),
         message: (!now.message.is_empty()).then(|| now.message.clone()),
+        saved_aside: account.saved_aside.clone(),
         handled_orders: now.handled_orders.clone(),
         handled_nomination: now.handled_nomination.clone(),
         reported_at: None,

@@ -2,6 +2,7 @@
 
 use crate::{Case, Stage};
 use anyhow::{Result, ensure};
+use serde_json::json;
 use std::time::Duration;
 use tandem_tests::cluster::trouble::{Cut, From, Keeps};
 use tandem_tests::judge::{Clients, Load, Task};
@@ -118,7 +119,12 @@ fn force(stage: &Stage<'_>) -> Result<()> {
     let page: serde_json::Value = serde_json::from_slice(&std::fs::read(kept[0].path().join("what-this-is.json"))?)?;
     let records = page["records"].as_u64().unwrap_or_default();
     ensure!(records >= alone.acknowledged().count() as u64, "of what was given up {records} operations are kept");
-    Ok(())
+    let shown = |pair: &Pair| Ok::<_, anyhow::Error>(pair.status()?["members"][0]["savedAside"].clone());
+    pair.wait(PATIENCE, "the status to list what is kept aside", |pair| Ok(shown(pair)? == json!([page["name"]])))?;
+    pair.annotate("discard", "t4")?;
+    pair.wait_request("discard", "t4", "Completed")?;
+    ensure!(!std::fs::exists(&aside)?, "what was discarded is still there");
+    pair.wait(PATIENCE, "the status to list nothing", |pair| Ok(shown(pair)?.is_null()))
 }
 
 /// Another template reaches the replicant first; then leadership moves, once, without an error for a client that reconnects.

@@ -165,6 +165,10 @@ pub struct MemberReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub message: Option<String>,
+    /// What this member's volume keeps beside the pair's data, in `.tandem/aside`, until tandem.dev/discard throws it away; the newest last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub saved_aside: Vec<SavedAside>,
     /// Tokens of carried out or refused orders, newest last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -176,6 +180,24 @@ pub struct MemberReport {
     /// When this was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported_at: Option<Time>,
+}
+
+/// Something that a member had to give up and kept.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct SavedAside {
+    /// Name of its folder.
+    #[schemars(length(max = 64))]
+    pub name: String,
+    /// Why it was given up.
+    #[schemars(length(max = 128))]
+    pub reason: String,
+    /// Operations that are in it.
+    #[schemars(range(min = 0))]
+    pub operations: i64,
+    /// Files whose content is in it, as far as they are known one by one.
+    #[schemars(range(min = 0))]
+    pub files: i64,
 }
 
 /// States of a member, named after solidDB HotStandby.

@@ -69,6 +69,10 @@ pub struct MemberSummary {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     pub message: Option<String>,
+    /// Names of what its volume keeps aside, because it had to give it up; tandem.dev/discard throws it away.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub saved_aside: Vec<String>,
 }
 
 /// A request by annotation and what became of it.

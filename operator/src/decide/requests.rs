@@ -124,7 +124,10 @@ fn begin(situation: &Situation<'_>, asked: &Asked, others: &[HandledRequest]) ->
         "failback" => situation.pair.spec.preferred_master,
         "switchover" | "failover" | "resync" => active.other(),
         "discard" => {
-            let given_up = MemberName::BOTH.into_iter().find(|m| situation.state(*m) == MemberState::Quarantined);
+            let [a, b] = MemberName::BOTH;
+            let either = |holds: &dyn Fn(MemberName) -> bool| [a, b].into_iter().find(|member| holds(*member));
+            let given_up = either(&|member| situation.state(member) == MemberState::Quarantined)
+                .or_else(|| either(&|member| !situation.saved_aside(member).is_empty()));
             match given_up {
                 Some(member) => member,
                 None => return refuse(request, "NothingToDiscard", "no member holds data that is kept apart".into()),

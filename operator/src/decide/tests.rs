@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::{Value, json};
 use tandem_crds::v1alpha1::{
     ConditionType, DataId, DataIdentity, FailbackPhase, Master, MemberReport, OrderOutcome, OrderVerb, PositionReport,
-    RequestResult,
+    RequestResult, SavedAside,
 };
 
 const NOW: i64 = 1_800_000_000;
@@ -289,6 +289,17 @@ fn a_human_may_give_up_an_epoch_whose_only_certified_copy_is_away() {
     lost.members.b.report.as_mut().unwrap().serving_epoch = Some(5);
     let plan = decide(&wanted, &lost, now());
     assert_eq!(plan.account.requests[0].result, RequestResult::Completed);
+}
+
+#[test]
+fn what_is_kept_aside_is_listed_and_discarded_by_whom_keeps_it() {
+    let mut seen = whole(MemberName::A);
+    let saved = SavedAside { name: "tail-3-70".into(), ..SavedAside::default() };
+    seen.members.b.report.as_mut().unwrap().saved_aside = vec![saved];
+    let plan = decide(&asking("discard", "t", json!({})), &seen, now());
+    assert_eq!(plan.account.members[1].saved_aside, ["tail-3-70"]);
+    let members = plan.members.unwrap();
+    assert_eq!((members.a.orders.len(), members.b.orders[0].verb), (0, OrderVerb::Discard));
 }
 
 #[test]

@@ -21,15 +21,17 @@ const REMEMBERED_MAX: usize = 16;
 enum Verb {
     Resync,
     Discard,
+    ThrowAway,
     Hold,
 }
 
 impl Verb {
-    fn of(order: Order) -> Self {
-        match order {
-            Order::Resync => Self::Resync,
-            Order::Discard => Self::Discard,
-            Order::Hold(_) => Self::Hold,
+    fn of(order: Order, act: &Act) -> Self {
+        match (order, act) {
+            (_, Act::ThrowAway) => Self::ThrowAway,
+            (Order::Resync, Act::Obey(_) | Act::Noted) => Self::Resync,
+            (Order::Discard, Act::Obey(_) | Act::Noted) => Self::Discard,
+            (Order::Hold(_), Act::Obey(_) | Act::Noted) => Self::Hold,
         }
     }
 }
@@ -66,6 +68,8 @@ pub(super) struct Remembered {
 pub(super) enum Act {
     /// Carry out; it is remembered already.
     Obey(Order),
+    /// Throw away what is kept aside, and say how that ended.
+    ThrowAway,
     /// Nothing more: what is under way serves it, or it was refused.
     Noted,
 }
@@ -91,7 +95,8 @@ impl Orders {
     }
 
     /// Takes in what is wished for: says the first thing to be done, after remembering it. To be called until it is `None`.
-    pub(super) fn next(&mut self, wished: &[(String, Order)], state: StateName) -> Option<Act> {
+    /// `keeps`: something is kept aside.
+    pub(super) fn next(&mut self, wished: &[(String, Order)], state: StateName, keeps: bool) -> Option<Act> {
         for (token, order) in wished {
             if self.remembered.iter().any(|known| known.token == *token && (known.begun || known.outcome.is_some())) {
                 continue;
@@ -107,7 +112,7 @@ impl Orders {
                     "it is not known whether this was carried out before: order again, with a new token",
                 ))
             } else {
-                match judge(*order, state) {
+                match judge(*order, state, keeps) {
                     Some(verdict) => verdict,
                     None => continue,
                 }
@@ -116,10 +121,8 @@ impl Orders {
                 Ok(act) => (act, None),
                 Err(outcome) => (Act::Noted, Some(outcome)),
             };
-            self.remember(
-                Remembered { token: token.clone(), verb: Verb::of(*order), outcome, begun: true, copied: false },
-                wished,
-            );
+            let verb = Verb::of(*order, &act);
+            self.remember(Remembered { token: token.clone(), verb, outcome, begun: true, copied: false }, wished);
             return Some(act);
         }
         // Whatever comes later is new.
@@ -129,8 +132,20 @@ impl Orders {
 
     /// An order did not begin after all: it is taken up again later.
     pub(super) fn not_begun(&mut self, order: Order) {
-        let verb = Verb::of(order);
+        let verb = Verb::of(order, &Act::Obey(order));
         self.remembered.retain(|known| known.verb != verb || known.outcome.is_some());
+    }
+
+    /// What was kept aside was thrown away, or could not be.
+    pub(super) fn thrown_away(&mut self, result: Result<(), String>) {
+        let outcome = match result {
+            Ok(()) => outcome(true, "Discarded", "what was kept in .tandem/aside was thrown away"),
+            Err(error) => outcome(false, "Failed", &error),
+        };
+        let waits = |known: &&mut Remembered| known.verb == Verb::ThrowAway && known.begun && known.outcome.is_none();
+        for known in self.remembered.iter_mut().filter(waits) {
+            known.outcome = Some(outcome.clone());
+        }
     }
 
     /// Sees what has become of those under way. True: something is to be remembered.
@@ -176,7 +191,7 @@ impl Orders {
 }
 
 /// Whether an order can be carried out; `None`: not known yet.
-fn judge(order: Order, state: StateName) -> Option<Result<Act, Outcome>> {
+fn judge(order: Order, state: StateName, keeps: bool) -> Option<Result<Act, Outcome>> {
     match (order, state) {
         // Holding is done as long as the order stands, by the one that looks at all of them.
         (Order::Hold(_), _) => {
@@ -184,8 +199,10 @@ fn judge(order: Order, state: StateName) -> Option<Result<Act, Outcome>> {
         }
         (Order::Discard | Order::Resync, StateName::Offline | StateName::Starting | StateName::Stopped) => None,
         (Order::Discard, StateName::Quarantined) => Some(Ok(Act::Obey(order))),
+        (Order::Discard, _) if keeps => Some(Ok(Act::ThrowAway)),
         (Order::Discard, _) => {
-            Some(Err(outcome(false, "NothingToDiscard", "this member is not quarantined: there is nothing to give up")))
+            let why = "this member is not quarantined and keeps nothing aside: there is nothing to give up";
+            Some(Err(outcome(false, "NothingToDiscard", why)))
         }
         (Order::Resync, StateName::SecondaryActive | StateName::SecondaryCatchUp) => Some(Ok(Act::Obey(order))),
         // The copy under way compares everything.
@@ -225,6 +242,7 @@ fn became(verb: Verb, begun: bool, copied: bool, state: StateName) -> Option<Out
     match (verb, state) {
         (Verb::Hold, _) => Some(outcome(true, "Held", "")),
         (_, StateName::Offline | StateName::Starting | StateName::Stopped) => None,
+        (Verb::ThrowAway, _) => (!begun).then(interrupted),
         (Verb::Discard, StateName::Quarantined) if begun => None,
         (Verb::Discard, StateName::Quarantined) => Some(interrupted()),
         (Verb::Discard, _) => Some(outcome(
@@ -268,17 +286,17 @@ mod tests {
     fn a_token_acts_once_also_over_restarts() {
         let wished = wish("t", Order::Resync);
         let mut orders = Orders::default();
-        assert_eq!(orders.next(&wished, StateName::Starting), None, "the state is not known yet");
-        assert_eq!(orders.next(&wished, StateName::SecondaryActive), Some(Act::Obey(Order::Resync)));
-        assert_eq!(orders.next(&wished, StateName::SecondaryNetcopy), None);
+        assert_eq!(orders.next(&wished, StateName::Starting, false), None, "the state is not known yet");
+        assert_eq!(orders.next(&wished, StateName::SecondaryActive, false), Some(Act::Obey(Order::Resync)));
+        assert_eq!(orders.next(&wished, StateName::SecondaryNetcopy, false), None);
         assert!(!orders.settle(StateName::SecondaryNetcopy));
         let mut orders = restarted(&orders);
-        assert_eq!(orders.next(&wished, StateName::SecondaryNetcopy), None);
+        assert_eq!(orders.next(&wished, StateName::SecondaryNetcopy, false), None);
         assert!(!orders.settle(StateName::SecondaryNetcopy));
         assert!(orders.settle(StateName::SecondaryCatchUp));
         assert_eq!(ended(&orders), [("t".into(), true, "Copied".into())]);
         let mut orders = restarted(&orders);
-        assert_eq!(orders.next(&wished, StateName::SecondaryActive), None);
+        assert_eq!(orders.next(&wished, StateName::SecondaryActive, false), None);
         assert_eq!(ended(&orders), [("t".into(), true, "Copied".into())]);
     }
 
@@ -286,7 +304,7 @@ mod tests {
     fn a_copy_is_answered_for_only_after_it_was_seen_under_way() {
         let wished = wish("t", Order::Resync);
         let mut orders = Orders::default();
-        orders.next(&wished, StateName::SecondaryActive);
+        orders.next(&wished, StateName::SecondaryActive, false);
         for state in [StateName::SecondaryActive, StateName::SecondaryAlone, StateName::SecondaryCatchUp] {
             assert!(!orders.settle(state), "not begun: {state:?}");
         }
@@ -302,9 +320,9 @@ mod tests {
     fn what_a_process_may_have_begun_is_not_begun_again() {
         let wished = wish("t", Order::Resync);
         let mut orders = Orders::default();
-        orders.next(&wished, StateName::SecondaryActive);
+        orders.next(&wished, StateName::SecondaryActive, false);
         let mut orders = restarted(&orders);
-        assert_eq!(orders.next(&wished, StateName::SecondaryActive), None);
+        assert_eq!(orders.next(&wished, StateName::SecondaryActive, false), None);
         assert!(orders.settle(StateName::SecondaryActive));
         assert_eq!(ended(&orders), [("t".into(), false, "Interrupted".into())]);
     }
@@ -317,26 +335,51 @@ mod tests {
             (Order::Resync, StateName::Quarantined, "Quarantined"),
         ] {
             let mut orders = Orders::default();
-            assert_eq!(orders.next(&wish("t", order), state), Some(Act::Noted));
+            assert_eq!(orders.next(&wish("t", order), state, false), Some(Act::Noted));
             assert_eq!(ended(&orders), [("t".into(), false, word.into())]);
         }
         let mut orders = Orders::default();
-        assert_eq!(orders.next(&wish("t", Order::Resync), StateName::SecondaryAlone), None, "waits for a master");
-        assert_eq!(orders.next(&wish("t", Order::Discard), StateName::Quarantined), Some(Act::Obey(Order::Discard)));
+        assert_eq!(
+            orders.next(&wish("t", Order::Resync), StateName::SecondaryAlone, false),
+            None,
+            "waits for a master"
+        );
+        assert_eq!(
+            orders.next(&wish("t", Order::Discard), StateName::Quarantined, false),
+            Some(Act::Obey(Order::Discard))
+        );
         assert!(!orders.settle(StateName::Starting));
         assert!(orders.settle(StateName::SecondaryNetcopy));
         assert_eq!(ended(&orders), [("t".into(), true, "Discarded".into())]);
     }
 
     #[test]
+    fn what_is_kept_aside_is_thrown_away_once_by_whoever_keeps_it() {
+        let wished = wish("t", Order::Discard);
+        let mut orders = Orders::default();
+        assert_eq!(orders.next(&wished, StateName::Starting, true), None);
+        assert_eq!(orders.next(&wished, StateName::PrimaryActive, true), Some(Act::ThrowAway));
+        assert!(!orders.settle(StateName::PrimaryActive));
+        let mut successor = restarted(&orders);
+        assert!(successor.settle(StateName::PrimaryActive));
+        assert_eq!(ended(&successor), [("t".into(), false, "Interrupted".into())]);
+        orders.thrown_away(Ok(()));
+        assert_eq!(orders.next(&wished, StateName::PrimaryActive, false), None);
+        assert_eq!(ended(&orders), [("t".into(), true, "Discarded".into())]);
+        // Who is quarantined has something graver to give up.
+        let mut orders = Orders::default();
+        assert_eq!(orders.next(&wished, StateName::Quarantined, true), Some(Act::Obey(Order::Discard)));
+    }
+
+    #[test]
     fn after_a_lost_memory_only_new_tokens_count() {
         let mut orders = Orders::recalled(Err(std::io::Error::other("damaged")));
         let old = wish("old", Order::Discard);
-        assert_eq!(orders.next(&old, StateName::Quarantined), Some(Act::Noted));
-        assert_eq!(orders.next(&old, StateName::Quarantined), None);
+        assert_eq!(orders.next(&old, StateName::Quarantined, false), Some(Act::Noted));
+        assert_eq!(orders.next(&old, StateName::Quarantined, false), None);
         assert_eq!(ended(&orders), [("old".into(), false, "Forgotten".into())]);
         let new = wish("new", Order::Discard);
-        assert_eq!(orders.next(&new, StateName::Quarantined), Some(Act::Obey(Order::Discard)));
+        assert_eq!(orders.next(&new, StateName::Quarantined, false), Some(Act::Obey(Order::Discard)));
     }
 
     #[test]
@@ -346,7 +389,7 @@ mod tests {
         for number in 0..40 {
             wished.truncate(1);
             wished.push((format!("t{number}"), Order::Discard));
-            while orders.next(&wished, StateName::SecondaryActive).is_some() {}
+            while orders.next(&wished, StateName::SecondaryActive, false).is_some() {}
         }
         assert_eq!(orders.told().len(), REMEMBERED_MAX);
         assert!(orders.told().iter().any(|told| told.token == "stands"));

@@ -9,6 +9,7 @@ use crate::faults::kinds::Account;
 use crate::faults::subject::{Member, Scene, Subject};
 use crate::pair::PATIENCE;
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,11 @@ fn mend(subject: &Subject, member: &Member, dice: &mut Dice, account: &mut Accou
     })?;
     if state == "Quarantined" {
         account.note += ", found, discarded";
+        // What the operator has not heard of it does not give up.
+        wait(PATIENCE, "the pair to say that the member waits for its owner", || {
+            let waits = |one: &Value| one["name"] == member.name && one["state"] == "Quarantined";
+            subject.status().is_ok_and(|status| status["members"].as_array().is_some_and(|all| all.iter().any(waits)))
+        })?;
         let token = format!("{}/t{}", member.name, dice.between(0, u64::MAX / 2));
         subject.annotate(&[("discard", &token)])?;
         wait(PATIENCE, "the damaged volume to be given up", || {
