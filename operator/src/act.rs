@@ -57,9 +57,6 @@ pub async fn act(context: &Context, pair: &ValidPair, seen: &Observed, plan: &Pl
     if let Some(record) = desired::record(pair, plan) {
         create(context, pair, &record).await?;
     }
-    if let (Some(forced), Some(version)) = (&plan.forced, &seen.record_version) {
-        force(context, pair, forced, version).await?;
-    }
     let mut claims = PerMember::<Option<String>>::default();
     for member in MemberName::BOTH {
         let uid = claim(context, pair, seen, plan, member).await?;
@@ -92,6 +89,10 @@ pub async fn act(context: &Context, pair: &ValidPair, seen: &Observed, plan: &Pl
         if delete_pod(context, pair, replacement).await? {
             acted.replaced.push(replacement.clone());
         }
+    }
+    // Last: what stands in its way holds nothing else up.
+    if let (Some(forced), Some(version)) = (&plan.forced, &seen.record_version) {
+        force(context, pair, forced, version).await?;
     }
     Ok(acted)
 }

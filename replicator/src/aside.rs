@@ -25,6 +25,8 @@ use crate::volume::{FOLDER, FileKind, Volume, names_in, open_root};
 /// The folder's name in Tandem's folder.
 pub const ASIDE: &str = "aside";
 const PAGE: &str = "what-this-is.json";
+/// How the names begin of what was thrown away and still takes room.
+const GONE: &str = ".gone-";
 /// Space that stays free: saving must not be what fills the volume.
 const RESERVE_BYTES: u64 = 64 << 20;
 
@@ -95,7 +97,11 @@ pub fn list(root: &Path) -> io::Result<Vec<Aside>> {
     };
     let mut saved = Vec::new();
     for entry in entries {
-        match std::fs::read(entry?.path().join(PAGE)) {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(GONE) {
+            continue;
+        }
+        match std::fs::read(entry.path().join(PAGE)) {
             Ok(page) => saved.push(serde_json::from_slice(&page)?),
             // Without its page it was never finished.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -160,10 +166,13 @@ pub fn keep_files(root: &Path, name: &str, reason: &str) -> Result<Aside, AsideE
     Ok(aside)
 }
 
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
 /// Makes the folder; what an interrupted attempt under the same name left is used again.
 fn begin(root: &Path, name: &str) -> Result<PathBuf, AsideError> {
-    let is_plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-    if !is_plain {
+    if !is_plain(name) {
         return Err(on("name a folder aside")(io::Error::from(io::ErrorKind::InvalidInput)));
     }
     let path = home(root).join(name);
@@ -240,9 +249,31 @@ fn copy(volume: &Volume, id: FileId, to: &Path) -> Result<(), AsideError> {
     disk::sync_file(&to).map_err(on(doing))
 }
 
-/// Throws away everything that was saved, for good: its owner said so.
-pub fn throw_away(root: &Path) -> Result<(), AsideError> {
-    disk::remove_tree(&home(root)).map_err(on("throw away what was saved"))
+/// Throws these away, for good: their owner said so. They are gone at once; [`sweep`] gives their room back.
+pub fn throw_away(root: &Path, names: &[String]) -> Result<(), AsideError> {
+    for name in names.iter().filter(|name| is_plain(name)) {
+        match disk::move_durably(&home(root).join(name), &home(root).join(format!("{GONE}{name}"))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            moved => moved.map_err(on("throw away what was saved"))?,
+        }
+    }
+    Ok(())
+}
+
+/// Gives back the room of what was thrown away.
+pub fn sweep(root: &Path) -> Result<(), AsideError> {
+    let doing = "remove what was thrown away";
+    let entries = match std::fs::read_dir(home(root)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(on(doing))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(on(doing))?;
+        if entry.file_name().to_string_lossy().starts_with(GONE) {
+            disk::remove_tree(&entry.path()).map_err(on(doing))?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -290,7 +321,11 @@ mod tests {
         assert!(!folder.path().join("d").exists());
         assert_eq!(std::fs::read(folder.path().join(".tandem/aside/foreign/files/d/f")).unwrap(), b"x");
         assert_eq!(list(folder.path()).unwrap().len(), 1);
-        throw_away(folder.path()).unwrap();
+        throw_away(folder.path(), &["other".into(), "../aside".into()]).unwrap();
+        assert_eq!(list(folder.path()).unwrap().len(), 1);
+        throw_away(folder.path(), &["foreign".into()]).unwrap();
         assert_eq!(list(folder.path()).unwrap(), []);
+        sweep(folder.path()).unwrap();
+        assert_eq!(std::fs::read_dir(home(folder.path())).unwrap().count(), 0);
     }
 }

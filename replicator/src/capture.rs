@@ -35,40 +35,38 @@ pub struct Capture {
     pub(crate) journal: Arc<Journal>,
     pub(crate) commit: Arc<Commit>,
     pub(crate) sequencer: Sequencer,
-    served: Option<u64>,
+    since: Option<u64>,
     /// What a predecessor performed and may not have answered: known from the moment the gate opens.
     answered: OnceLock<Answered>,
 }
 
 impl Capture {
     /// A file system whose gate is held: requests that change something wait until `open`, `show_only` or `refuse`.
-    /// `served`: the epoch in which a predecessor served this connection last, if one did; then requests may come a second
-    /// time, and files may be open that nobody here has heard of. `on_failure` is called once, when journal and volume can no longer be kept equal.
+    /// `since`: the first epoch in which a predecessor served this pod, if one did; then requests may come a second time, and
+    /// files may be open that nobody here has heard of. `on_failure` is called once, when journal and volume can no longer be kept equal.
     pub fn new(
         volume: Arc<Volume>,
         journal: Arc<Journal>,
         commit: Arc<Commit>,
-        served: Option<u64>,
+        since: Option<u64>,
         on_failure: Box<dyn Fn() + Send + Sync>,
     ) -> Arc<Self> {
         let sequencer = Sequencer::new(Arc::clone(&volume), Arc::clone(&journal), on_failure);
-        Arc::new(Self { volume, journal, commit, sequencer, served, answered: OnceLock::new() })
+        Arc::new(Self { volume, journal, commit, sequencer, since, answered: OnceLock::new() })
     }
 
     /// Mutations are performed from now on, in this epoch, whose first record this writes. Files without names are removed
     /// if no application can hold them any more, because nobody has served this one before.
     pub fn open(self: &Arc<Self>, epoch: u64, member: &str) -> Result<(), Errno> {
         // Before the first record of the new reign, behind which the predecessor's would not be found.
-        let answered = self.served.and_then(|served| Answered::read(&self.journal, member, served));
-        let resumed = answered.is_some();
-        if let Some(answered) = answered {
-            self.answered.get_or_init(|| answered);
+        if let Some(since) = self.since {
+            self.answered.get_or_init(|| Answered::read(&self.journal, since));
         }
         self.volume.begin_epoch(epoch);
-        let waiting = self.sequencer.begin(epoch, member, resumed)?;
+        let waiting = self.sequencer.begin(epoch, member, self.since.is_some())?;
         self.commit.recover();
         self.take_up_all(waiting);
-        if self.served.is_none() {
+        if self.since.is_none() {
             for id in self.volume.orphans() {
                 self.drop_file(id);
             }

@@ -109,6 +109,8 @@ pub struct Wishes {
     pub nomination: Option<(Request, u64)>,
     /// Orders by their tokens.
     pub orders: Vec<(String, Order)>,
+    /// By the token of a `Discard`: what it throws away of what is kept aside.
+    pub given_up: Vec<(String, Vec<String>)>,
     /// A copy of which not a byte moves for so long is given up; `None`: the default.
     pub stall_timeout: Option<Duration>,
     /// Generation of the object that says so.
@@ -173,8 +175,8 @@ struct Stages {
     shipper: Option<(u64, Arc<Shipper>)>,
     receiver: Option<Receiver>,
     copy: Option<copy::Copy>,
-    /// The epoch in which an earlier process served this pod's application last.
-    served: Option<u64>,
+    /// The first epoch in which an earlier process served this pod's application.
+    served_since: Option<u64>,
     /// What is on the volume cannot be used, and is not to be opened until it was set aside.
     damaged: bool,
 }
@@ -240,7 +242,7 @@ pub async fn run(mut given: Given) -> Result<Exit, ConductorError> {
         shipper: None,
         receiver: None,
         copy: None,
-        served: None,
+        served_since: None,
         damaged: false,
     };
     let facts = begin(&given.settings, &given.upkeep, identity, &mut stages)?;
@@ -299,6 +301,7 @@ pub async fn run(mut given: Given) -> Result<Exit, ConductorError> {
     }
     conductor.start_receiving()?;
     conductor.look_aside().await;
+    conductor.sweep();
     conductor.step(Event::SettingsChanged(Box::new(timing))).await;
     if conductor.chosen.held {
         // Before anything could be claimed.
@@ -379,7 +382,8 @@ fn begin(
         node_boot,
     };
     let Some(identity) = &facts.identity else { return Ok(facts) };
-    stages.served = identity.served.as_ref().filter(|served| served.pod == facts.pod).map(|served| served.epoch);
+    let served = identity.served.as_ref().filter(|served| served.pod == facts.pod);
+    stages.served_since = served.map(|served| served.since);
     let (journal, recovered) = match Journal::open(&journal_folder(settings), options(identity, rhythm)) {
         Ok(opened) => opened,
         Err(error @ (JournalError::Corrupt { .. } | JournalError::Foreign(_) | JournalError::Version(_))) => {
@@ -685,12 +689,12 @@ impl Conductor {
             }
             self.chosen_kept = Some(chosen);
         }
-        self.obey_orders(&wished.orders).await;
+        self.obey_orders(&wished).await;
         self.obey_nomination(wished.nomination).await;
     }
 
-    async fn obey_orders(&mut self, wished: &[(String, Order)]) {
-        while let Some(act) = self.orders.next(wished, self.state, !self.saved.is_empty()) {
+    async fn obey_orders(&mut self, wished: &Wishes) {
+        while let Some(act) = self.orders.next(&wished.orders, self.state, &wished.given_up) {
             // A token never acts twice: that it acts must be known after any crash before it does.
             if let Err(error) = self.remember(obey::MEMORY, self.orders.remembered()).await {
                 tracing::error!(%error, "an order cannot be remembered and is not carried out");
@@ -705,7 +709,7 @@ impl Conductor {
                         break;
                     }
                 }
-                Act::ThrowAway => self.throw_away().await,
+                Act::ThrowAway(names) => self.throw_away(names).await,
                 Act::Noted => {}
             }
         }
@@ -716,15 +720,26 @@ impl Conductor {
         }
     }
 
-    async fn throw_away(&mut self) {
+    async fn throw_away(&mut self, names: Vec<String>) {
         let root = self.given.settings.volume.clone();
-        let thrown = blocking(move || aside::throw_away(&root).map_err(io::Error::other)).await;
-        tracing::warn!(?thrown, "what was kept aside is thrown away, as ordered");
+        tracing::warn!(?names, "what was kept aside is thrown away, as ordered");
+        let thrown = blocking(move || aside::throw_away(&root, &names).map_err(io::Error::other)).await;
+        self.sweep();
         self.orders.thrown_away(thrown.map_err(|error| error.to_string()));
         self.look_aside().await;
         if let Err(error) = self.remember(obey::MEMORY, self.orders.remembered()).await {
             tracing::warn!(%error, "the outcome of an order cannot be remembered");
         }
+    }
+
+    /// Frees the room of what was thrown away. It may be much, and nobody waits for it.
+    fn sweep(&self) {
+        let root = self.given.settings.volume.clone();
+        tokio::spawn(async move {
+            if let Err(error) = blocking(move || aside::sweep(&root).map_err(io::Error::other)).await {
+                tracing::warn!(%error, "what was thrown away still takes room");
+            }
+        });
     }
 
     /// What is kept aside goes into the report.
@@ -938,8 +953,8 @@ impl Conductor {
             applier.stop();
         }
         let commit = self.commit(&journal)?;
-        let served = self.stages.served.filter(|_| self.given.resumed);
-        let capture = Capture::new(volume, journal, commit, served, self.on_failure());
+        let since = self.stages.served_since.filter(|_| self.given.resumed);
+        let capture = Capture::new(volume, journal, commit, since, self.on_failure());
         capture.open(epoch, self.given.settings.member.name()).map_err(io::Error::from)?;
         self.given.door.open(Arc::clone(&capture));
         self.stages.capture = Some(capture);

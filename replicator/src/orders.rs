@@ -67,6 +67,7 @@ fn read(path: &Path, text: &[u8]) -> Result<Wishes, serde_json::Error> {
         settings: Some(written.settings.unwrap_or_default()),
         nomination: written.nomination,
         orders,
+        given_up: Vec::new(),
         stall_timeout: written.stall_timeout_milliseconds.map(Duration::from_millis),
         generation: None,
     })

@@ -103,6 +103,7 @@ fn wished(object: &words::ReplicationMember) -> Wishes {
     Wishes {
         settings: Some(settings),
         nomination,
+        given_up: told.orders.iter().map(|order| (order.token.clone(), order.names.clone())).collect(),
         orders,
         stall_timeout: Some(Duration::from_secs(positive(told.stall_timeout_seconds).max(1))),
         generation: object.metadata.generation,

@@ -123,7 +123,7 @@ fn force(stage: &Stage<'_>) -> Result<()> {
     pair.wait(PATIENCE, "the status to list what is kept aside", |pair| Ok(shown(pair)? == json!([page["name"]])))?;
     pair.annotate("discard", "t4")?;
     pair.wait_request("discard", "t4", "Completed")?;
-    ensure!(!std::fs::exists(&aside)?, "what was discarded is still there");
+    pair.wait(PATIENCE, "what was discarded to be gone", |_| Ok(std::fs::read_dir(&aside)?.next().is_none()))?;
     pair.wait(PATIENCE, "the status to list nothing", |pair| Ok(shown(pair)?.is_null()))
 }
 

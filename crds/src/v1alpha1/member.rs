@@ -89,8 +89,12 @@ pub struct Order {
     /// The user's token.
     #[schemars(length(min = 1, max = 128))]
     pub token: String,
-    /// `Resync`: copy everything that differs from the active member again. `Discard`: move foreign files aside, then copy. `Hold`: claim nothing and move nothing by itself until the order is withdrawn.
+    /// `Resync`: copy everything that differs from the active member again. `Discard`: move foreign files aside, then copy; or throw away what is kept aside under `names`. `Hold`: claim nothing and move nothing by itself until the order is withdrawn.
     pub verb: OrderVerb,
+    /// `Discard`: of what is kept aside, these are thrown away: what the user saw when it was ordered.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub names: Vec<String>,
 }
 
 /// What a member can be told to do.

@@ -102,6 +102,10 @@ pub struct HandledRequest {
     /// The member it moves leadership to, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<MemberName>,
+    /// What a `discard` throws away: the names that stood in the status when it was accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub names: Vec<String>,
     /// When the result last changed.
     pub at: Time,
 }

@@ -22,7 +22,10 @@ pub fn parse(token: &str) -> Option<(MemberName, i64)> {
 /// A member that nothing else can make lead although its copy is whole: the certified one is not there.
 pub fn candidate(situation: &Situation<'_>) -> Option<MemberName> {
     MemberName::BOTH.into_iter().find(|member| {
+        let starts =
+            situation.member(member.other()).report.as_ref().is_some_and(|other| other.serving_epoch.is_none());
         situation.state(*member) == MemberState::SecondaryAlone
+            && !starts
             && refusal(situation, *member, situation.epoch()).is_none()
     })
 }

@@ -86,6 +86,7 @@ fn begin(situation: &Situation<'_>, asked: &Asked, others: &[HandledRequest]) ->
         phase: None,
         epoch: situation.epoch(),
         to: None,
+        names: Vec::new(),
         at: Time(situation.now),
     };
     let refuse = |mut request: HandledRequest, reason: &str, message: String| {
@@ -136,6 +137,9 @@ fn begin(situation: &Situation<'_>, asked: &Asked, others: &[HandledRequest]) ->
         _ => active,
     };
     request.to = Some(to);
+    if verb == "discard" && situation.state(to) != MemberState::Quarantined {
+        request.names = situation.saved_aside(to).iter().map(|saved| saved.name.clone()).collect();
+    }
     if !moves_leadership(verb) {
         return request;
     }
@@ -185,6 +189,13 @@ fn follow(situation: &Situation<'_>, request: &mut HandledRequest) {
         return;
     }
     let moved = situation.epoch() > request.epoch;
+    if request.verb == "force"
+        && !moved
+        && let Some((reason, message)) = force::refusal(situation, to, request.epoch)
+    {
+        // The lost one may be back, or the copy broken, before the record could be written: then it must not be any more.
+        return settle(situation, request, RequestResult::Refused, reason, message);
+    }
     let waits = request.phase == Some(FailbackPhase::Restoring);
     if situation.serves(to) && (moved || waits) {
         if request.verb == "failback" {
@@ -250,8 +261,11 @@ pub fn orders(member: MemberName, requests: &[HandledRequest]) -> Vec<Order> {
                 "hold" => OrderVerb::Hold,
                 _ => return None,
             };
-            (verb == OrderVerb::Hold || request.to == Some(member))
-                .then(|| Order { token: request.token.clone(), verb })
+            (verb == OrderVerb::Hold || request.to == Some(member)).then(|| Order {
+                token: request.token.clone(),
+                verb,
+                names: request.names.clone(),
+            })
         })
         .collect()
 }

@@ -276,6 +276,7 @@ fn a_human_may_give_up_an_epoch_whose_only_certified_copy_is_away() {
     assert!(forced.nonce != before.nonce && forced.nonce.len() == 32 && forced.certified.a.is_none());
     let data = forced.certified.b.as_ref().unwrap();
     assert_eq!((data.data_id.volume.as_str(), forced.request.as_ref().unwrap().to), ("claim-b", MemberName::B));
+    let away_no_more = lost.clone();
     // Decided again it is the same record; once written it is not written again.
     assert_eq!(decide(&wanted, &lost, now()).forced.as_ref(), Some(&forced));
     remember(&mut lost, &plan);
@@ -283,6 +284,11 @@ fn a_human_may_give_up_an_epoch_whose_only_certified_copy_is_away() {
     let plan = decide(&wanted, &lost, now());
     assert_eq!((plan.forced.as_ref(), nominated(&plan)), (None, None));
     assert_eq!(plan.account.requests[0].result, RequestResult::Accepted);
+    // The lost one comes back before the record was written: nothing is given up.
+    let mut back = lives.clone();
+    remember(&mut back, &decide(&wanted, &away_no_more, now()));
+    let plan = decide(&wanted, &back, now());
+    assert_eq!((plan.forced, plan.account.requests[0].reason.as_str()), (None, "ActiveServes"));
     // Done when the named member serves.
     let record = lost.record.as_mut().unwrap();
     (record.epoch, record.master) = (5, Some(Master { member: MemberName::B, boot: 1 }));
@@ -300,6 +306,13 @@ fn what_is_kept_aside_is_listed_and_discarded_by_whom_keeps_it() {
     assert_eq!(plan.account.members[1].saved_aside, ["tail-3-70"]);
     let members = plan.members.unwrap();
     assert_eq!((members.a.orders.len(), members.b.orders[0].verb), (0, OrderVerb::Discard));
+    // Only what was seen then, whatever comes later.
+    let plan = decide(&asking("discard", "t", json!({})), &seen, now());
+    remember(&mut seen, &plan);
+    let later = SavedAside { name: "tail-4-90".into(), ..SavedAside::default() };
+    seen.members.b.report.as_mut().unwrap().saved_aside.push(later);
+    let plan = decide(&asking("discard", "t", json!({})), &seen, now());
+    assert_eq!(plan.members.unwrap().b.orders[0].names, ["tail-3-70"]);
 }
 
 #[test]

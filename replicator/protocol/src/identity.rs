@@ -175,6 +175,8 @@ pub struct Served {
     pub pod: String,
     /// In which it served last.
     pub epoch: u64,
+    /// In which it served first. Every reign from here on was this pod's: it serves none after one of the peer's.
+    pub since: u64,
 }
 
 /// Why a member touches nothing until a human decides.

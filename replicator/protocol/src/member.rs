@@ -272,6 +272,8 @@ pub struct Member {
     opened: bool,
     /// This pod's application saw an earlier reign: no other one through the same mount.
     spent: bool,
+    /// What a volume that was discarded in this process knew of its pod.
+    served: Option<crate::identity::Served>,
     /// The reign in which this copy was last compared with its master's, in this life.
     compared: Option<Generation>,
     /// The copy that asked to be compared with ours, in this life.
@@ -306,6 +308,7 @@ impl Member {
             memory_acks: false,
             opened: false,
             spent: false,
+            served: None,
             compared: None,
             compares: None,
             held: false,

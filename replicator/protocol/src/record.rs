@@ -103,6 +103,9 @@ pub struct Request {
     pub to: MemberName,
 }
 
+/// How the ids of requests begin that are a human's last word (`tandem.dev/force`); the record's rules know it too.
+pub const FORCED: &str = "force-";
+
 /// Content of the PairRecord.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -135,6 +138,12 @@ pub struct Record {
 }
 
 impl Record {
+    /// The member that a human ordered to lead and that has not claimed yet.
+    pub fn forced_to(&self) -> Option<MemberName> {
+        let request = self.request.as_ref().filter(|request| request.id.starts_with(FORCED))?;
+        self.master.is_none().then_some(request.to)
+    }
+
     /// The record of a new pair.
     pub fn founded(pair: PairId, founder: MemberName) -> Self {
         Self {

@@ -42,13 +42,12 @@ pub(crate) struct Answered {
 const RECORDS: u64 = 1 << 16;
 
 impl Answered {
-    /// Reads the end of the journal, back to where this connection began: the last reign of `member` that was not resumed.
-    /// `served`: the epoch in which the connection was served last. `None`: the last reign was the other member's, so none
-    /// of what is in the journal came over this connection.
-    pub(crate) fn read(journal: &Journal, member: &str, served: u64) -> Option<Self> {
+    /// Reads the end of the journal, back to where this connection began. `since`: the first epoch in which this pod served;
+    /// every reign after it was this pod's too.
+    pub(crate) fn read(journal: &Journal, since: u64) -> Self {
         let end = journal.end().seq;
         let mut from = end.saturating_sub(RECORDS - 1).max(journal.first()).max(1);
-        let mut reader = Reader::default();
+        let mut answered = Answered::default();
         while from <= end {
             let mut bytes = Vec::new();
             let batch = match journal.read(from, 1 << 20, &mut bytes) {
@@ -62,38 +61,23 @@ impl Answered {
             };
             for record in records_after(batch.before, &bytes) {
                 let Ok(record) = record else { break };
-                if let Ok(op) = record.op() {
-                    reader.take(member, record.stamp.unique, &op);
+                if let Ok(op) = record.op()
+                    && record.position.epoch >= since
+                {
+                    answered.take(record.stamp.unique, &op);
                 }
             }
             from = batch.last.seq + 1;
         }
-        reader.end(journal.end().epoch, served)
+        answered
     }
 
-    /// What is in the journal of a request, if anything is.
-    pub(crate) fn of(&self, unique: u64) -> Option<Done> {
-        self.requests.get(&unique).copied()
-    }
-}
-
-#[derive(Default)]
-struct Reader {
-    requests: HashMap<u64, Done>,
-    /// Whether the reign being read is this member's, which its first operation says; `None`: that one is not in the journal
-    /// any more. Numbers of requests mean something within one connection only.
-    is_own: Option<bool>,
-}
-
-impl Reader {
-    fn take(&mut self, member: &str, unique: u64, op: &Op<'_>) {
-        if let Op::Begin { member: who } = op {
-            let is_own = *who == member;
-            // A resumed reign says that the one before was of the same connection.
-            if !is_own || unique != RESUMED || self.is_own == Some(false) {
+    /// Numbers of requests mean something within one connection only, and a pod that was mounted anew has another one.
+    fn take(&mut self, unique: u64, op: &Op<'_>) {
+        if let Op::Begin { .. } = op {
+            if unique != RESUMED {
                 self.requests.clear();
             }
-            self.is_own = Some(is_own);
         } else if unique & UNDONE != 0 {
             self.requests.remove(&(unique & !UNDONE));
         } else if unique != 0 {
@@ -103,12 +87,10 @@ impl Reader {
             done.kinds |= 1 << kind;
         }
     }
-}
 
-impl Reader {
-    /// What was found, if the last reign, of the epoch `last`, was this connection's.
-    fn end(self, last: u64, served: u64) -> Option<Answered> {
-        self.is_own.unwrap_or(last == served).then_some(Answered { requests: self.requests })
+    /// What is in the journal of a request, if anything is.
+    pub(crate) fn of(&self, unique: u64) -> Option<Done> {
+        self.requests.get(&unique).copied()
     }
 }
 
@@ -141,54 +123,52 @@ fn parts(op: &Op<'_>) -> (FileId, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// As if the last of these were of epoch 5, in which this connection was served.
-    fn read(records: &[(u64, Op<'_>)]) -> Option<HashMap<u64, Done>> {
-        let mut reader = Reader::default();
-        for (unique, op) in records {
-            reader.take("a", *unique, op);
-        }
-        reader.end(5, 5).map(|answered| answered.requests)
-    }
+    use crate::journal::Options;
+    use crate::op::Stamp;
 
     const WRITE: Op<'_> = Op::Write { id: FileId(7), offset: 0, data: b"x" };
     const MODE: Op<'_> = Op::SetMode { id: FileId(7), mode: 0 };
     const BEGIN: Op<'_> = Op::Begin { member: "a" };
 
+    /// What is found in a journal of these operations, each with its epoch and the number of its request.
+    fn read(records: &[(u64, u64, Op<'_>)], since: u64) -> HashMap<u64, Done> {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options { segment_bytes: 64 << 10, pair: [7; 16] };
+        let (journal, _) = Journal::open(folder.path(), options).unwrap();
+        for (epoch, unique, op) in records {
+            journal.append(*epoch, Stamp { time: 0, unique: *unique }, op).unwrap();
+        }
+        Answered::read(&journal, since).requests
+    }
+
     #[test]
     fn a_request_that_was_half_performed_is_known_by_its_half() {
-        let requests = read(&[(0, BEGIN), (4, MODE)]).unwrap();
+        let requests = read(&[(1, 0, BEGIN), (1, 4, MODE)], 1);
         assert!(requests[&4].has(&MODE));
         assert!(!requests[&4].has(&WRITE), "the data did not get into the journal");
     }
 
     #[test]
     fn numbers_of_another_connection_mean_nothing() {
-        assert!(read(&[(0, BEGIN), (4, WRITE), (0, BEGIN)]).unwrap().is_empty());
-        assert!(read(&[(0, BEGIN), (4, WRITE), (RESUMED, BEGIN)]).unwrap().contains_key(&4));
-        assert_eq!(read(&[(0, BEGIN), (4, WRITE), (RESUMED, Op::Begin { member: "b" }), (4, MODE)]), None);
-        let both = [(0, BEGIN), (4, WRITE), (0, Op::Begin { member: "b" }), (6, WRITE), (RESUMED, BEGIN)];
-        assert!(read(&both).unwrap().is_empty());
+        // Mounted anew in one pod, and taken over.
+        assert!(read(&[(1, 0, BEGIN), (1, 4, WRITE), (2, 0, BEGIN)], 1).is_empty());
+        assert!(read(&[(1, 0, BEGIN), (1, 4, WRITE), (2, RESUMED, BEGIN)], 1).contains_key(&4));
+        // Of the pod before, although the first process of this one left no operation.
+        assert!(read(&[(1, 0, BEGIN), (1, 4, WRITE), (3, RESUMED, BEGIN)], 2).is_empty());
     }
 
     /// A write that was taken for done because a request of the other member's connection had the same number was never
     /// performed: a hole in the application's file.
     #[test]
-    fn a_reign_whose_beginning_is_forgotten_is_this_connections_only_if_it_served_then() {
-        let forgotten = |last, served| {
-            let mut reader = Reader::default();
-            reader.take("a", 4, &WRITE);
-            reader.end(last, served).is_some()
-        };
-        assert!(forgotten(5, 5) && !forgotten(6, 5));
-        // What went on with a connection that nobody had served before began it.
-        let requests = read(&[(4, WRITE), (0, BEGIN), (6, WRITE)]).unwrap();
-        assert!(!requests.contains_key(&4) && requests.contains_key(&6));
-        assert!(read(&[(4, WRITE), (RESUMED, BEGIN), (6, WRITE)]).unwrap().contains_key(&4));
+    fn a_reign_whose_beginning_is_forgotten_is_this_connections_if_this_pod_served_then() {
+        assert!(read(&[(5, 4, WRITE)], 6).is_empty());
+        assert!(read(&[(5, 4, WRITE), (6, 0, BEGIN)], 6).is_empty());
+        assert!(read(&[(5, 4, WRITE)], 5).contains_key(&4));
+        assert!(read(&[(5, 4, WRITE), (6, RESUMED, BEGIN), (6, 6, WRITE)], 5).contains_key(&4));
     }
 
     #[test]
     fn what_was_made_undone_was_not_done() {
-        assert!(read(&[(0, BEGIN), (4, WRITE), (4 | UNDONE, WRITE)]).unwrap().is_empty());
+        assert!(read(&[(1, 0, BEGIN), (1, 4, WRITE), (1, 4 | UNDONE, WRITE)], 1).is_empty());
     }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use rustix::io::Errno;
 use tandem_protocol::Position;
 use tandem_protocol::identity::Generation;
 use tandem_protocol::member::event::Event;
@@ -204,8 +205,10 @@ impl Conductor {
                     }
                     // What the source still sends belongs to this copy: on the same connection the next one would trip over it.
                     link.close(session, "the copy broke off");
-                    // A journal that failed once is never used again by this process.
-                    Note::Event(if used.is_usable() { Event::NetcopyFailed } else { Event::DiskFailed })
+                    // A journal that failed once is never used again by this process, nor is a disk.
+                    let broken = |reason: &io::Error| reason.raw_os_error() == Some(Errno::IO.raw_os_error());
+                    let failed = matches!(&error, NetcopyError::Io { reason, .. } if broken(reason));
+                    Note::Event(if failed || !used.is_usable() { Event::DiskFailed } else { Event::NetcopyFailed })
                 }
             };
             notes.send(note).ok();

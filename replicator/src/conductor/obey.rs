@@ -28,7 +28,7 @@ enum Verb {
 impl Verb {
     fn of(order: Order, act: &Act) -> Self {
         match (order, act) {
-            (_, Act::ThrowAway) => Self::ThrowAway,
+            (_, Act::ThrowAway(_)) => Self::ThrowAway,
             (Order::Resync, Act::Obey(_) | Act::Noted) => Self::Resync,
             (Order::Discard, Act::Obey(_) | Act::Noted) => Self::Discard,
             (Order::Hold(_), Act::Obey(_) | Act::Noted) => Self::Hold,
@@ -68,8 +68,8 @@ pub(super) struct Remembered {
 pub(super) enum Act {
     /// Carry out; it is remembered already.
     Obey(Order),
-    /// Throw away what is kept aside, and say how that ended.
-    ThrowAway,
+    /// Throw away this of what is kept aside, and say how that ended.
+    ThrowAway(Vec<String>),
     /// Nothing more: what is under way serves it, or it was refused.
     Noted,
 }
@@ -95,8 +95,13 @@ impl Orders {
     }
 
     /// Takes in what is wished for: says the first thing to be done, after remembering it. To be called until it is `None`.
-    /// `keeps`: something is kept aside.
-    pub(super) fn next(&mut self, wished: &[(String, Order)], state: StateName, keeps: bool) -> Option<Act> {
+    /// `given_up`: by token, what is thrown away of what is kept aside.
+    pub(super) fn next(
+        &mut self,
+        wished: &[(String, Order)],
+        state: StateName,
+        given_up: &[(String, Vec<String>)],
+    ) -> Option<Act> {
         for (token, order) in wished {
             if self.remembered.iter().any(|known| known.token == *token && (known.begun || known.outcome.is_some())) {
                 continue;
@@ -112,7 +117,7 @@ impl Orders {
                     "it is not known whether this was carried out before: order again, with a new token",
                 ))
             } else {
-                match judge(*order, state, keeps) {
+                match judge(*order, state, names_of(given_up, token)) {
                     Some(verdict) => verdict,
                     None => continue,
                 }
@@ -190,8 +195,12 @@ impl Orders {
     }
 }
 
+fn names_of<'a>(given_up: &'a [(String, Vec<String>)], token: &str) -> &'a [String] {
+    given_up.iter().find(|(given, _)| given == token).map_or(&[], |(_, names)| names)
+}
+
 /// Whether an order can be carried out; `None`: not known yet.
-fn judge(order: Order, state: StateName, keeps: bool) -> Option<Result<Act, Outcome>> {
+fn judge(order: Order, state: StateName, names: &[String]) -> Option<Result<Act, Outcome>> {
     match (order, state) {
         // Holding is done as long as the order stands, by the one that looks at all of them.
         (Order::Hold(_), _) => {
@@ -199,7 +208,7 @@ fn judge(order: Order, state: StateName, keeps: bool) -> Option<Result<Act, Outc
         }
         (Order::Discard | Order::Resync, StateName::Offline | StateName::Starting | StateName::Stopped) => None,
         (Order::Discard, StateName::Quarantined) => Some(Ok(Act::Obey(order))),
-        (Order::Discard, _) if keeps => Some(Ok(Act::ThrowAway)),
+        (Order::Discard, _) if !names.is_empty() => Some(Ok(Act::ThrowAway(names.to_vec()))),
         (Order::Discard, _) => {
             let why = "this member is not quarantined and keeps nothing aside: there is nothing to give up";
             Some(Err(outcome(false, "NothingToDiscard", why)))
@@ -286,17 +295,17 @@ mod tests {
     fn a_token_acts_once_also_over_restarts() {
         let wished = wish("t", Order::Resync);
         let mut orders = Orders::default();
-        assert_eq!(orders.next(&wished, StateName::Starting, false), None, "the state is not known yet");
-        assert_eq!(orders.next(&wished, StateName::SecondaryActive, false), Some(Act::Obey(Order::Resync)));
-        assert_eq!(orders.next(&wished, StateName::SecondaryNetcopy, false), None);
+        assert_eq!(orders.next(&wished, StateName::Starting, &[]), None, "the state is not known yet");
+        assert_eq!(orders.next(&wished, StateName::SecondaryActive, &[]), Some(Act::Obey(Order::Resync)));
+        assert_eq!(orders.next(&wished, StateName::SecondaryNetcopy, &[]), None);
         assert!(!orders.settle(StateName::SecondaryNetcopy));
         let mut orders = restarted(&orders);
-        assert_eq!(orders.next(&wished, StateName::SecondaryNetcopy, false), None);
+        assert_eq!(orders.next(&wished, StateName::SecondaryNetcopy, &[]), None);
         assert!(!orders.settle(StateName::SecondaryNetcopy));
         assert!(orders.settle(StateName::SecondaryCatchUp));
         assert_eq!(ended(&orders), [("t".into(), true, "Copied".into())]);
         let mut orders = restarted(&orders);
-        assert_eq!(orders.next(&wished, StateName::SecondaryActive, false), None);
+        assert_eq!(orders.next(&wished, StateName::SecondaryActive, &[]), None);
         assert_eq!(ended(&orders), [("t".into(), true, "Copied".into())]);
     }
 
@@ -304,7 +313,7 @@ mod tests {
     fn a_copy_is_answered_for_only_after_it_was_seen_under_way() {
         let wished = wish("t", Order::Resync);
         let mut orders = Orders::default();
-        orders.next(&wished, StateName::SecondaryActive, false);
+        orders.next(&wished, StateName::SecondaryActive, &[]);
         for state in [StateName::SecondaryActive, StateName::SecondaryAlone, StateName::SecondaryCatchUp] {
             assert!(!orders.settle(state), "not begun: {state:?}");
         }
@@ -320,9 +329,9 @@ mod tests {
     fn what_a_process_may_have_begun_is_not_begun_again() {
         let wished = wish("t", Order::Resync);
         let mut orders = Orders::default();
-        orders.next(&wished, StateName::SecondaryActive, false);
+        orders.next(&wished, StateName::SecondaryActive, &[]);
         let mut orders = restarted(&orders);
-        assert_eq!(orders.next(&wished, StateName::SecondaryActive, false), None);
+        assert_eq!(orders.next(&wished, StateName::SecondaryActive, &[]), None);
         assert!(orders.settle(StateName::SecondaryActive));
         assert_eq!(ended(&orders), [("t".into(), false, "Interrupted".into())]);
     }
@@ -335,17 +344,13 @@ mod tests {
             (Order::Resync, StateName::Quarantined, "Quarantined"),
         ] {
             let mut orders = Orders::default();
-            assert_eq!(orders.next(&wish("t", order), state, false), Some(Act::Noted));
+            assert_eq!(orders.next(&wish("t", order), state, &[]), Some(Act::Noted));
             assert_eq!(ended(&orders), [("t".into(), false, word.into())]);
         }
         let mut orders = Orders::default();
+        assert_eq!(orders.next(&wish("t", Order::Resync), StateName::SecondaryAlone, &[]), None, "waits for a master");
         assert_eq!(
-            orders.next(&wish("t", Order::Resync), StateName::SecondaryAlone, false),
-            None,
-            "waits for a master"
-        );
-        assert_eq!(
-            orders.next(&wish("t", Order::Discard), StateName::Quarantined, false),
+            orders.next(&wish("t", Order::Discard), StateName::Quarantined, &[]),
             Some(Act::Obey(Order::Discard))
         );
         assert!(!orders.settle(StateName::Starting));
@@ -355,31 +360,31 @@ mod tests {
 
     #[test]
     fn what_is_kept_aside_is_thrown_away_once_by_whoever_keeps_it() {
-        let wished = wish("t", Order::Discard);
+        let (wished, given) = (wish("t", Order::Discard), [("t".to_string(), vec!["tail".to_string()])]);
         let mut orders = Orders::default();
-        assert_eq!(orders.next(&wished, StateName::Starting, true), None);
-        assert_eq!(orders.next(&wished, StateName::PrimaryActive, true), Some(Act::ThrowAway));
+        assert_eq!(orders.next(&wished, StateName::Starting, &given), None);
+        assert_eq!(orders.next(&wished, StateName::PrimaryActive, &given), Some(Act::ThrowAway(vec!["tail".into()])));
         assert!(!orders.settle(StateName::PrimaryActive));
         let mut successor = restarted(&orders);
         assert!(successor.settle(StateName::PrimaryActive));
         assert_eq!(ended(&successor), [("t".into(), false, "Interrupted".into())]);
         orders.thrown_away(Ok(()));
-        assert_eq!(orders.next(&wished, StateName::PrimaryActive, false), None);
+        assert_eq!(orders.next(&wished, StateName::PrimaryActive, &[]), None);
         assert_eq!(ended(&orders), [("t".into(), true, "Discarded".into())]);
         // Who is quarantined has something graver to give up.
         let mut orders = Orders::default();
-        assert_eq!(orders.next(&wished, StateName::Quarantined, true), Some(Act::Obey(Order::Discard)));
+        assert_eq!(orders.next(&wished, StateName::Quarantined, &given), Some(Act::Obey(Order::Discard)));
     }
 
     #[test]
     fn after_a_lost_memory_only_new_tokens_count() {
         let mut orders = Orders::recalled(Err(std::io::Error::other("damaged")));
         let old = wish("old", Order::Discard);
-        assert_eq!(orders.next(&old, StateName::Quarantined, false), Some(Act::Noted));
-        assert_eq!(orders.next(&old, StateName::Quarantined, false), None);
+        assert_eq!(orders.next(&old, StateName::Quarantined, &[]), Some(Act::Noted));
+        assert_eq!(orders.next(&old, StateName::Quarantined, &[]), None);
         assert_eq!(ended(&orders), [("old".into(), false, "Forgotten".into())]);
         let new = wish("new", Order::Discard);
-        assert_eq!(orders.next(&new, StateName::Quarantined, false), Some(Act::Obey(Order::Discard)));
+        assert_eq!(orders.next(&new, StateName::Quarantined, &[]), Some(Act::Obey(Order::Discard)));
     }
 
     #[test]
@@ -389,7 +394,7 @@ mod tests {
         for number in 0..40 {
             wished.truncate(1);
             wished.push((format!("t{number}"), Order::Discard));
-            while orders.next(&wished, StateName::SecondaryActive, false).is_some() {}
+            while orders.next(&wished, StateName::SecondaryActive, &[]).is_some() {}
         }
         assert_eq!(orders.told().len(), REMEMBERED_MAX);
         assert!(orders.told().iter().any(|told| told.token == "stands"));

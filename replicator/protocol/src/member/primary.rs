@@ -94,6 +94,10 @@ impl Member {
 
     pub(super) fn peer_ack(&mut self, session: u64, received: u64, durable: u64) {
         if let Some(link) = self.link.as_mut().filter(|link| link.session == session && link.hello.is_some()) {
+            if link.answered.is_some() && (received > link.received || durable > link.durable) {
+                // It has what was sent lately; its heartbeats may lie behind much else on a slow link.
+                link.answered = Some(self.times.now);
+            }
             link.received = link.received.max(received);
             link.durable = link.durable.max(durable);
             self.times.peer_heard = self.times.now;

@@ -488,13 +488,15 @@ impl Member {
         self.journal.end = end;
         self.journal.applied = end.seq;
         self.durable = end;
-        let served = Served { pod: self.pod.clone(), epoch: 0 };
+        let pod = self.pod.clone();
         let alone = self.settings.protection != Protection::MaxProtection && !self.naive(Mutation::KeepEpoch);
         self.amend(out, |identity| {
             let generation = identity.promised;
             identity.leading = true;
             identity.clean = false;
-            identity.served = Some(Served { epoch: generation.epoch, ..served });
+            let before = identity.served.take().filter(|served| served.pod == pod);
+            let since = before.map_or(generation.epoch, |served| served.since);
+            identity.served = Some(Served { pod, epoch: generation.epoch, since });
             // A reign without operations in this journal leaves no trace.
             identity.history.retain(|span| span.after.seq < end.seq && span.generation != generation);
             identity.history.push(Span { generation, after: end });

@@ -117,7 +117,7 @@ impl Member {
             quarantine: None,
             seen: Seen::default(),
             history: Vec::new(),
-            served: None,
+            served: self.served.take(),
         });
         self.persist(out);
     }
@@ -140,7 +140,8 @@ impl Member {
             return Some(Quarantine::TwoHistories);
         }
         if record.certifies(self.name, &identity.data_id) && identity.data_id.volume == self.volume {
-            if identity.promised.epoch.max(identity.intent) < record.epoch {
+            // Not when a human named this copy just now: then it need not have seen the epoch that was made for it.
+            if identity.promised.epoch.max(identity.intent) < record.epoch && record.forced_to() != Some(self.name) {
                 return Some(Quarantine::VolumeRolledBack);
             }
             let noted = record.positions.get(self.name).copied().unwrap_or_default();
@@ -176,7 +177,10 @@ impl Member {
     fn discard(&mut self, out: &mut Vec<Effect>) {
         let State::Quarantined(_) = self.state else { return };
         out.push(Effect::SetVolumeAside);
-        self.identity = None;
+        // The application beside this volume does not become another one: it saw what is given up now.
+        let served = self.identity.take().and_then(|identity| identity.served);
+        self.served = served.filter(|served| served.pod == self.pod);
+        self.spent |= self.served.is_some();
         self.has_files = false;
         self.journal = super::JournalFacts { first: 1, ..Default::default() };
         self.durable = Position::default();
