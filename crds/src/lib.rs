@@ -6,6 +6,7 @@
 //!
 //! `yaml/` holds the same as Kubernetes reads it, printed by `crdgen`; a test compares the two.
 
+pub mod translation;
 pub mod v1alpha1;
 pub mod yaml;
 

@@ -15,7 +15,7 @@ mod template;
 pub use condition::ConditionType;
 pub use member::{
     Exposure, MemberReport, MemberSettings, MemberState, Netcopy, NetcopyPhase, Nomination, Order, OrderOutcome,
-    OrderVerb, PositionReport, ReplicationMember, SavedAside,
+    OrderVerb, PositionReport, Promise, ReplicationMember, SavedAside, Testimony,
 };
 
 pub use record::{Certified, DataId, DataIdentity, Master, PairRecord, PerMember, RecordContent, Switch};

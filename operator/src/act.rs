@@ -16,7 +16,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
-use tandem_crds::v1alpha1::{DeletionPolicy, MemberName, PairRecord, RecordContent};
+use tandem_crds::v1alpha1::{DeletionPolicy, MemberName, PairRecord, Promise, RecordContent, ReplicationMember};
 
 /// Field manager of everything the operator applies.
 pub const MANAGER: &str = "tandem-operator";
@@ -55,6 +55,10 @@ pub struct Acted {
 /// Carries a plan out.
 pub async fn act(context: &Context, pair: &ValidPair, seen: &Observed, plan: &Plan) -> Result<Acted, ActError> {
     if let Some(record) = desired::record(pair, plan) {
+        if !still_sworn(context, pair, plan).await? {
+            // What was seen is older than what the members say now.
+            return Ok(Acted::default());
+        }
         create(context, pair, &record).await?;
     }
     let mut claims = PerMember::<Option<String>>::default();
@@ -73,13 +77,11 @@ pub async fn act(context: &Context, pair: &ValidPair, seen: &Observed, plan: &Pl
     for object in desired::members(pair, plan) {
         apply(context, pair, &object, false).await?;
     }
-    if plan.members.is_some() {
-        for object in desired::workloads(pair, &claims, &context.sidecar) {
-            let missing = MemberName::BOTH
-                .iter()
-                .any(|m| pair.member_object(*m) == object.name && seen.members.get(*m).workload.is_none());
-            apply(context, pair, &object, missing).await?;
-        }
+    for object in desired::workloads(pair, &claims, &context.sidecar) {
+        let missing = MemberName::BOTH
+            .iter()
+            .any(|m| pair.member_object(*m) == object.name && seen.members.get(*m).workload.is_none());
+        apply(context, pair, &object, missing).await?;
     }
     if let Some((member, epoch)) = plan.route {
         route::point(context, pair, member, epoch).await?;
@@ -95,6 +97,27 @@ pub async fn act(context: &Context, pair: &ValidPair, seen: &Observed, plan: &Pl
         force(context, pair, forced, version).await?;
     }
     Ok(acted)
+}
+
+/// Whether the members swear now what a record that is made anew rests on. Watches may lag; a record from what was sworn once
+/// and is not any more would be older than what somebody has promised since.
+async fn still_sworn(context: &Context, pair: &ValidPair, plan: &Plan) -> Result<bool, ActError> {
+    let Some(found) = plan.found.as_ref().filter(|found| found.epoch > 0) else { return Ok(true) };
+    let promise = Promise { epoch: found.epoch, nonce: found.nonce.clone() };
+    let members = Api::<ReplicationMember>::namespaced(context.client.clone(), &pair.namespace);
+    for member in MemberName::BOTH {
+        let what = "read what a member swears";
+        let Some(object) = members.get_opt(&pair.member_object(member)).await.map_err(doing(what))? else {
+            return Ok(false);
+        };
+        let asked = object.spec.testify.as_ref() == Some(&promise);
+        let sworn = object.status.and_then(|status| status.testimony).is_some_and(|sworn| sworn.promise == promise);
+        // On a human's word one of them was never asked.
+        if !sworn && (asked || found.certified.get(member).is_some()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The API of a kind.

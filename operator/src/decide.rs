@@ -4,6 +4,7 @@
 
 pub mod facts;
 pub mod force;
+pub mod rebuild;
 pub mod requests;
 
 use crate::observed::{MemberSeen, Observed};
@@ -12,7 +13,7 @@ use crate::plan::{Account, Plan, Replacement};
 use k8s_openapi::jiff::Timestamp;
 use std::time::Duration;
 use tandem_crds::v1alpha1::{
-    Certified, FailbackMode, MemberName, MemberSettings, MemberState, MemberSummary, Nomination,
+    Certified, FailbackMode, HandledRequest, MemberName, MemberSettings, MemberState, MemberSummary, Nomination,
     PerMember as Positions, RecordContent, SavedAside,
 };
 
@@ -84,7 +85,11 @@ impl Situation<'_> {
             report.state,
             MemberState::SecondaryActive | MemberState::SecondaryCatchUp | MemberState::SecondaryNetcopy
         );
-        let missed = self.serves(member.other())
+        let other_serves = match &self.seen.record {
+            Some(_) => self.serves(member.other()),
+            None => self.member(member.other()).report.as_ref().is_some_and(|other| other.serving_epoch.is_some()),
+        };
+        let missed = other_serves
             && self.member(member.other()).report.as_ref().is_some_and(|other| other.peer_reachable == Some(false));
         if follows && missed { MemberState::Offline } else { report.state }
     }
@@ -104,12 +109,10 @@ impl Situation<'_> {
 pub fn decide(pair: &ValidPair, seen: &Observed, now: Timestamp) -> Plan {
     let situation = Situation { pair, seen, now };
     let pair_id = identity(&situation);
-    let found = founding(&situation, &pair_id);
     let requests = requests::judge(&situation);
+    let found = founding(&situation, &requests, &pair_id);
     let nomination = requests::nomination(&requests).or_else(|| homecoming(&situation));
-    // Without a record nobody is told anything: members that hold data of a lost record must not begin anew.
-    let told = seen.record.is_some() || found.is_some();
-    let members = told.then(|| PerMember::make(|member| settings(&situation, member, nomination.as_ref(), &requests)));
+    let members = PerMember::make(|member| settings(&situation, member, nomination.as_ref(), &requests));
     let route = situation.active().filter(|active| situation.serves(*active)).and_then(|active| {
         let there = seen.service.clone().unwrap_or_default();
         let epoch = situation.epoch();
@@ -118,8 +121,9 @@ pub fn decide(pair: &ValidPair, seen: &Observed, now: Timestamp) -> Plan {
     let replace = replacements(&situation);
     let forced = force::record(&situation, &requests);
     let mut account = Account {
-        active: situation.active(),
-        epoch: seen.record.as_ref().map(|record| record.epoch),
+        active: situation.active().or(if seen.record.is_none() { seen.status.active } else { None }),
+        // Of a record that is gone, what it said last.
+        epoch: seen.record.as_ref().map(|record| record.epoch).or(seen.status.epoch),
         members: MemberName::BOTH.iter().map(|member| summary(&situation, *member)).collect(),
         requests,
         ..Account::default()
@@ -169,9 +173,12 @@ fn identity(situation: &Situation<'_>) -> String {
 
 /// A pair that was never founded gets its record. One that was, and has none any more, does not get an empty one: that would
 /// let a member begin anew that holds less than was acknowledged.
-fn founding(situation: &Situation<'_>, pair_id: &str) -> Option<RecordContent> {
-    if situation.seen.record.is_some() || lost_record(situation) {
+fn founding(situation: &Situation<'_>, requests: &[HandledRequest], pair_id: &str) -> Option<RecordContent> {
+    if situation.seen.record.is_some() {
         return None;
+    }
+    if lost_record(situation) {
+        return rebuild::record(situation, requests, pair_id).ok();
     }
     Some(RecordContent {
         pair: pair_id.to_string(),
@@ -224,7 +231,7 @@ fn settings(
     situation: &Situation<'_>,
     member: MemberName,
     nomination: Option<&Nomination>,
-    requests: &[tandem_crds::v1alpha1::HandledRequest],
+    requests: &[HandledRequest],
 ) -> MemberSettings {
     let (pair, spec) = (situation.pair, &situation.pair.spec);
     MemberSettings {
@@ -242,6 +249,7 @@ fn settings(
         stall_timeout_seconds: spec.bootstrap.stall_timeout_seconds,
         nomination: nomination.filter(|wish| wish.to == member).cloned(),
         orders: requests::orders(member, requests),
+        testify: rebuild::promise(situation, requests, member),
     }
 }
 
@@ -275,7 +283,11 @@ fn replacements(situation: &Situation<'_>) -> Vec<Replacement> {
             && other.pod.as_ref().is_some_and(|pod| {
                 !pod.deleting && pod.revision == other.workload.as_ref().and_then(|workload| workload.revision.clone())
             });
-        if !situation.serves(member) || (situation.in_sync() && other_is_new) {
+        // Without a record nobody else could serve instead.
+        let serves = situation.serves(member)
+            || (situation.seen.record.is_none()
+                && seen.report.as_ref().is_some_and(|said| said.serving_epoch.is_some()));
+        if !serves || (situation.in_sync() && other_is_new) {
             want("Outdated", format!("the pod of member {member} is of an older template"));
         }
     }

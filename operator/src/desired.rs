@@ -146,11 +146,10 @@ pub fn record(pair: &ValidPair, plan: &Plan) -> Option<Object> {
 
 /// The members' objects: settings, nominations, orders.
 pub fn members(pair: &ValidPair, plan: &Plan) -> Vec<Object> {
-    let Some(settings) = &plan.members else { return Vec::new() };
     let make = |(member, spec)| {
         object(pair, Kind::ReplicationMember, pair.member_object(member), Some(member), json!({"spec": spec}))
     };
-    settings.each().into_iter().map(make).collect()
+    plan.members.each().into_iter().map(make).collect()
 }
 
 /// Everything else that stands still while a pair lives: who may do what, and how members are reached.

@@ -30,12 +30,13 @@ pub async fn observe(context: &Context, object: &ReplicationPair, pair: &ValidPa
     let members = PerMember::make(|member| {
         let name = pair.member_object(member);
         let pod = find(&stores.pods, &pair.namespace, &pair.pod(member));
-        let report = find(&stores.members, &pair.namespace, &name).and_then(|member| believed(&member, pod.as_deref()));
+        let object = find(&stores.members, &pair.namespace, &name);
         MemberSeen {
             claim: find(&stores.claims, &pair.namespace, &pair.claim(member)).map(|found| claim(&found)),
             workload: find(&stores.workloads, &pair.namespace, &name).map(|found| workload(&found)),
-            pod: pod.map(|found| pod_seen(&found)),
-            report,
+            pod: pod.as_deref().map(pod_seen),
+            report: object.as_ref().and_then(|object| believed(object, pod.as_deref())),
+            asked: object.and_then(|object| object.spec.testify.clone()),
         }
     });
     Ok(Observed {

@@ -1,7 +1,7 @@
 //! What was found about one pair, as plain data. What is missing is `None`: an absence is a fact, not an error.
 
 use crate::pair::PerMember;
-use tandem_crds::v1alpha1::{MemberName, MemberReport, RecordContent, ReplicationPairStatus};
+use tandem_crds::v1alpha1::{MemberName, MemberReport, Promise, RecordContent, ReplicationPairStatus};
 
 /// Everything that decisions about a pair rest on.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +31,8 @@ pub struct MemberSeen {
     pub pod: Option<PodSeen>,
     /// What its replicator says; only if it is this pod's.
     pub report: Option<MemberReport>,
+    /// What it was asked to promise for a new record.
+    pub asked: Option<Promise>,
 }
 
 /// A claim.

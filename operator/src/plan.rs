@@ -15,8 +15,8 @@ pub struct Plan {
     pub found: Option<RecordContent>,
     /// What the record becomes on a human's word.
     pub forced: Option<RecordContent>,
-    /// Whether members may be told anything yet: false while their record is lost.
-    pub members: Option<PerMember<MemberSettings>>,
+    /// What the members are told.
+    pub members: PerMember<MemberSettings>,
     /// Point the Service at this member, for this epoch.
     pub route: Option<(MemberName, i64)>,
     /// Pods to delete, so that new ones take their place.

@@ -67,6 +67,8 @@ const SAVED_SHOWN_MAX: usize = 16;
 const MARKS_INTERVAL: Duration = Duration::from_millis(5);
 /// How long the end of this process waits for the peer to take its last words.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// A testimony that is not given yet is asked for again.
+const TESTIFY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Why a member could not begin, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +113,8 @@ pub struct Wishes {
     pub orders: Vec<(String, Order)>,
     /// By the token of a `Discard`: what it throws away of what is kept aside.
     pub given_up: Vec<(String, Vec<String>)>,
+    /// The record is gone, and this is to be promised for a new one.
+    pub testify: Option<Generation>,
     /// A copy of which not a byte moves for so long is given up; `None`: the default.
     pub stall_timeout: Option<Duration>,
     /// Generation of the object that says so.
@@ -203,6 +207,8 @@ struct Conductor {
     /// The last nomination given to the member,
     /// The last one, and whether this copy was certified when the member was told.
     nominated: Option<(String, bool)>,
+    /// When the member was last asked to testify.
+    asked_to_testify: Duration,
     /// What is kept aside.
     saved: Vec<SavedAside>,
     /// and the last of which it wants nothing more.
@@ -281,6 +287,7 @@ pub async fn run(mut given: Given) -> Result<Exit, ConductorError> {
         asked: Arc::default(),
         orders: Orders::recalled(memory.recall(obey::MEMORY)),
         nominated: None,
+        asked_to_testify: Duration::ZERO,
         saved: Vec::new(),
         nomination_handled: None,
         chosen_kept: None,
@@ -607,9 +614,22 @@ impl Conductor {
             Effect::SaveTail { after } => self.save_tail(after).await?,
             Effect::CutJournal { after } => self.cut_journal(after).await?,
             Effect::SetVolumeAside => self.set_volume_aside().await?,
+            Effect::Testify => self.testimony().await?,
             Effect::Exit { why } => self.ended = Some(why),
             Effect::Report(snapshot) => self.report(*snapshot),
         }
+        Ok(())
+    }
+
+    /// Where the journal ends for good: after whatever was under way when requests began to be refused.
+    async fn testimony(&mut self) -> io::Result<()> {
+        if let Some(capture) = &self.stages.capture {
+            drop(capture.stand_still());
+        }
+        if let Some(journal) = self.stages.journal.clone() {
+            blocking(move || journal.sync().map(drop).map_err(io::Error::other)).await?;
+        }
+        self.tell(Event::Testified(self.journal_facts()));
         Ok(())
     }
 
@@ -691,6 +711,18 @@ impl Conductor {
         }
         self.obey_orders(&wished).await;
         self.obey_nomination(wished.nomination).await;
+        self.testify(wished.testify).await;
+    }
+
+    /// Asks the member to testify, as long as it is wished and has not been done: whether the record is gone may show later.
+    async fn testify(&mut self, wished: Option<Generation>) {
+        let Some(generation) = wished else { return };
+        let sworn = self.member.snapshot().testimony.is_some_and(|testimony| testimony.generation == generation);
+        let now = clock::monotonic();
+        if !sworn && now.saturating_sub(self.asked_to_testify) >= TESTIFY_AGAIN {
+            self.asked_to_testify = now;
+            self.step(Event::Testify(generation)).await;
+        }
     }
 
     async fn obey_orders(&mut self, wished: &Wishes) {
@@ -1224,6 +1256,9 @@ impl Conductor {
             position: self.journal_facts().end,
             generation,
             saved_aside: self.saved.clone(),
+            highest_epoch: self.member.snapshot().highest_epoch,
+            testimony: self.member.snapshot().testimony,
+            promised: identity.map(|identity| identity.promised).unwrap_or_default(),
         };
         self.given.account.send_if_modified(|last| {
             let differs = *last != account;

@@ -68,6 +68,7 @@ fn read(path: &Path, text: &[u8]) -> Result<Wishes, serde_json::Error> {
         nomination: written.nomination,
         orders,
         given_up: Vec::new(),
+        testify: None,
         stall_timeout: written.stall_timeout_milliseconds.map(Duration::from_millis),
         generation: None,
     })

@@ -55,7 +55,7 @@ fn word(reason: Reason) -> Said {
         Reason::PeerRefused(why) => refused(why),
         Reason::RecordMissing => said(
             "RecordMissing",
-            "the PairRecord does not exist: restore it from a backup of the cluster, nobody may lead without it",
+            "the PairRecord does not exist, and nobody begins to lead without it: the operator makes it anew when both members are there",
         ),
         Reason::RecordUnreachable => {
             said("RecordUnreachable", "the API server does not answer: roles stay as they are until it does")

@@ -5,14 +5,16 @@ use crate::api::{Clients, follow, within};
 use crate::clock;
 use crate::conductor::Wishes;
 use crate::health::{Shown, Snapshot};
-use crate::record::kubernetes::{member, position_report, signed};
 use crate::settings::ServeSettings;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use std::sync::Arc;
 use std::time::Duration;
+use tandem_crds::translation::{generation, member, position_report, promise, signed};
 use tandem_crds::v1alpha1 as words;
 use tandem_protocol::Settings;
+use tandem_protocol::identity::Generation;
+use tandem_protocol::member::Testimony;
 use tandem_protocol::member::event::Order;
 use tandem_protocol::member::settings::{AckPolicy, FailoverMode, Protection};
 use tandem_protocol::record::Request;
@@ -40,6 +42,12 @@ pub struct Account {
     pub generation: Option<i64>,
     /// What is kept aside, the newest last.
     pub saved_aside: Vec<words::SavedAside>,
+    /// The highest epoch ever heard of; none if there is nothing to testify.
+    pub highest_epoch: Option<u64>,
+    /// The highest generation accepted.
+    pub promised: Generation,
+    /// What is sworn while the record is gone.
+    pub testimony: Option<Testimony>,
 }
 
 /// Follows the wishes of the member's object.
@@ -105,6 +113,7 @@ fn wished(object: &words::ReplicationMember) -> Wishes {
         nomination,
         given_up: told.orders.iter().map(|order| (order.token.clone(), order.names.clone())).collect(),
         orders,
+        testify: told.testify.as_ref().and_then(|asked| generation(asked).ok()),
         stall_timeout: Some(Duration::from_secs(positive(told.stall_timeout_seconds).max(1))),
         generation: object.metadata.generation,
     }
@@ -119,6 +128,7 @@ fn pressing(now: &Snapshot, account: &Account) -> impl PartialEq + use<> {
         now.netcopy.as_ref().map(|copy| (copy.id.clone(), copy.phase, copy.failures)),
         (now.handled_orders.clone(), now.handled_nomination.clone()),
         (account.data_id.clone(), account.boot, account.generation, account.saved_aside.clone()),
+        (account.highest_epoch, account.promised, account.testimony),
     )
 }
 
@@ -215,6 +225,13 @@ fn report_of(now: &Snapshot, account: &Account, pod_uid: &str) -> words::MemberR
         saved_aside: account.saved_aside.clone(),
         handled_orders: now.handled_orders.clone(),
         handled_nomination: now.handled_nomination.clone(),
+        highest_epoch: account.highest_epoch.map(signed),
+        promised: (account.promised.epoch > 0).then(|| promise(&account.promised)),
+        testimony: account.testimony.map(|sworn| words::Testimony {
+            promise: promise(&sworn.generation),
+            position: position_report(&sworn.position),
+            whole: sworn.whole,
+        }),
         reported_at: None,
     }
 }

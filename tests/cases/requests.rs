@@ -13,6 +13,7 @@ pub(crate) const CASES: &[Case] = &[
     ("a_pair_on_hold_does_not_fail_over", hold),
     ("a_new_template_is_rolled_out", rollout),
     ("a_human_gives_up_what_only_a_lost_master_holds", force),
+    ("a_deleted_record_is_made_anew_when_both_members_are_there", deleted_record),
 ];
 
 fn resync(stage: &Stage<'_>) -> Result<()> {
@@ -148,4 +149,43 @@ fn rollout(stage: &Stage<'_>) -> Result<()> {
     ensure!(verdict.refused == 0, "{} writes were answered with an error", verdict.refused);
     ensure!(history.reigns() == ["orders-a-0", "orders-b-0"], "{:?}", history.reigns());
     Ok(())
+}
+
+/// Somebody deletes the record. Both members say what they hold, and the pair goes on by itself; while one of them is away the
+/// other serves on, and people are told whom to bring back.
+fn deleted_record(stage: &Stage<'_>) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    let epoch = pair.epoch()?;
+    let load = pair.load(2, 20)?;
+    load.progress(50, PATIENCE)?;
+    let again = |epoch: u64| {
+        pair.wait(PATIENCE, "a new record, and everybody in sync", |pair| {
+            let in_sync = pair.condition("InSync")?.0 == "True" && pair.condition("Ready")?.0 == "True";
+            Ok(in_sync && pair.epoch()? > epoch + 1)
+        })
+    };
+    pair.kubectl(&["delete", "pairrecord", "orders"])?;
+    again(epoch)?;
+    load.progress(50, PATIENCE)?;
+
+    let epoch = pair.epoch()?;
+    let (leader, other) = if pair.active()? == "a" { ("a", "n2") } else { ("b", "n1") };
+    let away = if leader == "a" { "b" } else { "a" };
+    stage.cluster.node(other)?.kill(Keeps::OnlySynced)?;
+    pair.wait(PATIENCE, "the leader to go on alone", |pair| Ok(pair.state(leader)? == "PrimaryAlone"))?;
+    pair.kubectl(&["delete", "pairrecord", "orders"])?;
+    pair.wait(PATIENCE, "people to be told whom to bring back", |pair| {
+        let said = pair.status()?["message"].as_str().unwrap_or_default().to_string();
+        Ok(pair.condition("ManualActionRequired")? == ("True".into(), "RecordMissing".into())
+            && said.contains(&format!("member {away} is not there")))
+    })?;
+    load.progress(100, PATIENCE)?;
+    ensure!(pair.state(leader)? == "PrimaryAlone", "the leader stopped although nobody else can say what he holds");
+    stage.cluster.node(other)?.start()?;
+    again(epoch)?;
+    load.progress(50, PATIENCE)?;
+    let history = load.finish();
+    history.judge(&pair.records()?).clean()?;
+    pair.wait_equal()
 }

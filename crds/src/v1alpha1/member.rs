@@ -66,6 +66,33 @@ pub struct MemberSettings {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub orders: Vec<Order>,
+    /// While the pair's record is gone: what the member is asked to promise for a new one, answered in `status.testimony`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub testify: Option<Promise>,
+}
+
+/// What a new record will begin with; nothing older is acknowledged or accepted any more by whoever promises it.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Promise {
+    /// Above every epoch that either member ever heard of.
+    #[schemars(range(min = 1))]
+    pub epoch: i64,
+    /// Another one for each loss of the record: 32 hexadecimal digits.
+    #[schemars(regex(pattern = "^[0-9a-f]{32}$"), length(max = 32))]
+    pub nonce: String,
+}
+
+/// What a member swears while the pair's record is gone.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Testimony {
+    /// What it promised.
+    pub promise: Promise,
+    /// Where its journal ends, for good.
+    pub position: PositionReport,
+    /// The copy is complete and lacks nothing that this member acknowledged.
+    pub whole: bool,
 }
 
 /// A wish that leadership should go to `to`.
@@ -181,6 +208,16 @@ pub struct MemberReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 192))]
     pub handled_nomination: Option<String>,
+    /// The highest epoch that this member ever heard of; absent if its volume is a new one, which has nothing to testify.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub highest_epoch: Option<i64>,
+    /// What it promised last; nothing older is accepted any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promised: Option<Promise>,
+    /// What it swears while the pair's record is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub testimony: Option<Testimony>,
     /// When this was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reported_at: Option<Time>,

@@ -135,6 +135,16 @@ pub struct PerMember {
     pub b: Option<PositionReport>,
 }
 
+impl PerMember {
+    /// Of one member.
+    pub fn get(&self, member: MemberName) -> Option<&PositionReport> {
+        match member {
+            MemberName::A => self.a.as_ref(),
+            MemberName::B => self.b.as_ref(),
+        }
+    }
+}
+
 /// A switchover in progress.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
 pub struct Switch {

@@ -1,8 +1,9 @@
 //! What there is to say about a pair: conditions with a reason each, and one sentence. Unknown is an answer.
 
-use super::{Situation, force, lost_record};
+use super::{Situation, force, lost_record, rebuild};
 use crate::plan::{Account, Fact, Holds};
 use tandem_crds::v1alpha1::{ConditionType, FailoverMode, MemberName, MemberState, NetcopyPhase, RequestResult};
+use tandem_protocol::record::NotRebuilt;
 
 fn fact(kind: ConditionType, holds: impl Into<Holds>, reason: &'static str, message: impl Into<String>) -> Fact {
     Fact { kind, holds: holds.into(), reason, message: message.into() }
@@ -52,7 +53,8 @@ pub fn facts(situation: &Situation<'_>, account: &Account) -> Vec<Fact> {
 fn ready(situation: &Situation<'_>) -> Fact {
     let kind = ConditionType::Ready;
     if lost_record(situation) {
-        return fact(kind, false, "RecordMissing", "the safety record is gone; nothing is begun anew without it");
+        let message = "the safety record is gone; it is made anew when both members are there to say what they hold";
+        return fact(kind, false, "RecordMissing", message);
     }
     let Some(active) = situation.active() else {
         return fact(kind, false, "NobodyLeads", "no member leads at the moment");
@@ -181,10 +183,10 @@ fn failed_over(situation: &Situation<'_>) -> Fact {
 
 fn manual_action(situation: &Situation<'_>) -> Fact {
     let kind = ConditionType::ManualActionRequired;
-    if lost_record(situation) {
-        let message =
-            format!("the PairRecord {} is gone: restore it from a backup of the cluster", situation.pair.name);
-        return fact(kind, true, "RecordMissing", message);
+    if lost_record(situation)
+        && let Some(missing) = without_record(situation)
+    {
+        return fact(kind, true, "RecordMissing", missing);
     }
     for member in MemberName::BOTH {
         if situation.state(member) == MemberState::Quarantined {
@@ -216,6 +218,39 @@ fn manual_action(situation: &Situation<'_>) -> Fact {
         return fact(kind, true, "CertifiedCopyAway", message);
     }
     fact(kind, false, "NothingToDo", "")
+}
+
+/// What only a human can do about a record that is gone.
+fn without_record(situation: &Situation<'_>) -> Option<String> {
+    let pair = &situation.pair.name;
+    if let Some(away) = rebuild::absent(situation) {
+        let (there, epoch) = (away.other(), rebuild::last_epoch(situation));
+        let last_word = rebuild::refusal(situation, there, epoch).is_none();
+        let or = if last_word {
+            format!(", or give up what only it holds with tandem.dev/force={there}@{epoch}/<token>")
+        } else {
+            String::new()
+        };
+        let report = situation.member(away).report.as_ref();
+        let why = if situation.state(away) == MemberState::Quarantined {
+            format!(
+                "member {away} is quarantined: {}",
+                report.and_then(|said| said.message.clone()).unwrap_or_default()
+            )
+        } else if report.is_some_and(|report| report.highest_epoch.is_none()) {
+            format!("the volume of member {away} is a new one, which cannot say what the former one held")
+        } else {
+            format!("member {away} is not there to say what it holds")
+        };
+        return Some(format!("the PairRecord {pair} is gone, and {why}: bring it back{or}"));
+    }
+    match rebuild::record(situation, &[], &super::identity(situation)) {
+        Err(why @ (NotRebuilt::NoneWhole | NotRebuilt::Contradiction)) => Some(format!(
+            "the PairRecord {pair} is gone and cannot be made anew: {why}; tandem.dev/force names the member that shall lead"
+        )),
+        // It is being made.
+        Err(NotRebuilt::NotBoth) | Ok(_) => None,
+    }
 }
 
 /// Reasons of quarantine are words of ours already; a word from a newer replicator is shown as what it is in the message.

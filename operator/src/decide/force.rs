@@ -2,7 +2,7 @@
 //! not come back. It names the epoch that is given up and works for that epoch only: whatever happens meanwhile voids it.
 //! What is lost is said before; what the given up copy still holds is saved aside when it returns, never thrown away.
 
-use super::Situation;
+use super::{Situation, lost_record, rebuild};
 use sha2::{Digest as _, Sha256};
 use tandem_crds::v1alpha1::{
     Certified, DataId, DataIdentity, HandledRequest, MemberName, MemberState, RecordContent, RequestResult, Switch,
@@ -33,6 +33,9 @@ pub fn candidate(situation: &Situation<'_>) -> Option<MemberName> {
 /// Why this member cannot be forced to lead in place of this epoch.
 pub fn refusal(situation: &Situation<'_>, to: MemberName, epoch: i64) -> Option<(&'static str, String)> {
     let other = to.other();
+    if lost_record(situation) {
+        return rebuild::refusal(situation, to, epoch);
+    }
     if situation.seen.record.is_none() || situation.epoch() == 0 {
         return Some(("NobodyLeads", "there is no reign that could be given up".into()));
     }
@@ -75,10 +78,7 @@ pub fn refusal(situation: &Situation<'_>, to: MemberName, epoch: i64) -> Option<
 
 /// What the copy of `to` lacks for all that is known. The record's note and the last report may be older than the last write.
 pub fn loss(situation: &Situation<'_>, to: MemberName) -> String {
-    let noted = situation.seen.record.as_ref().and_then(|record| match to.other() {
-        MemberName::A => record.positions.a.as_ref(),
-        MemberName::B => record.positions.b.as_ref(),
-    });
+    let noted = situation.seen.record.as_ref().and_then(|record| record.positions.get(to.other()));
     let theirs = end(situation, to.other()).into_iter().chain(noted.map(|position| position.seq)).max();
     match (theirs, end(situation, to)) {
         (Some(theirs), Some(ours)) if theirs > ours => {
@@ -93,7 +93,8 @@ fn end(situation: &Situation<'_>, member: MemberName) -> Option<i64> {
     situation.member(member).report.as_ref()?.position.as_ref().map(|position| position.seq)
 }
 
-fn identity(situation: &Situation<'_>, member: MemberName) -> Option<DataIdentity> {
+/// Which copy of the data a member reports.
+pub fn identity(situation: &Situation<'_>, member: MemberName) -> Option<DataIdentity> {
     let seen = situation.member(member);
     let (claim, report) = (seen.claim.as_ref()?, seen.report.as_ref()?);
     let data_id = DataId { volume: claim.uid.clone(), uuid: report.data_id.clone()? };

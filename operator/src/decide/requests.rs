@@ -114,22 +114,22 @@ fn begin(situation: &Situation<'_>, asked: &Asked, others: &[HandledRequest]) ->
         if let Some((reason, message)) = force::refusal(situation, to, epoch) {
             return refuse(request, reason, message);
         }
-        request.to = Some(to);
+        (request.to, request.epoch) = (Some(to), epoch);
         request.message = Some(format!("gives up epoch {epoch} and {}", force::loss(situation, to)));
         return request;
     }
-    let Some(active) = situation.active().or_else(|| last_leader(situation)) else {
-        return refuse(request, "NobodyLeads", "the pair has not begun yet".into());
+    let leader = situation.active().or_else(|| last_leader(situation));
+    let Some(active) = leader.or_else(|| (verb == "discard").then_some(situation.pair.founder)) else {
+        return refuse(request, "NobodyLeads", "nobody leads at the moment".into());
     };
     let to = match verb {
         "failback" => situation.pair.spec.preferred_master,
         "switchover" | "failover" | "resync" => active.other(),
         "discard" => {
-            let [a, b] = MemberName::BOTH;
-            let either = |holds: &dyn Fn(MemberName) -> bool| [a, b].into_iter().find(|member| holds(*member));
-            let given_up = either(&|member| situation.state(member) == MemberState::Quarantined)
-                .or_else(|| either(&|member| !situation.saved_aside(member).is_empty()));
-            match given_up {
+            let quarantined = |member: &MemberName| situation.state(*member) == MemberState::Quarantined;
+            let keeps = |member: &MemberName| !situation.saved_aside(*member).is_empty();
+            let both = MemberName::BOTH;
+            match both.into_iter().find(quarantined).or_else(|| both.into_iter().find(keeps)) {
                 Some(member) => member,
                 None => return refuse(request, "NothingToDiscard", "no member holds data that is kept apart".into()),
             }

@@ -9,13 +9,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::{Value, json};
 use tandem_crds::v1alpha1::{
     ConditionType, DataId, DataIdentity, FailbackPhase, Master, MemberReport, OrderOutcome, OrderVerb, PositionReport,
-    RequestResult, SavedAside,
+    RequestResult, SavedAside, Testimony,
 };
 
 const NOW: i64 = 1_800_000_000;
 
 fn now() -> Timestamp {
     Timestamp::from_second(NOW).unwrap()
+}
+
+fn later(seconds: i64) -> Timestamp {
+    Timestamp::from_second(NOW + seconds).unwrap()
 }
 
 fn pair(spec: Value) -> ValidPair {
@@ -54,9 +58,11 @@ fn whole(leader: MemberName) -> Observed {
                 revision: Some("r1".into()),
                 waiting: None,
             }),
+            asked: None,
             report: Some(MemberReport {
                 data_id: Some("1".repeat(32)),
                 boot: Some(1),
+                highest_epoch: Some(3),
                 position: Some(PositionReport { epoch: 3, seq: 70, chain: "0".repeat(16) }),
                 state: if leads { MemberState::PrimaryActive } else { MemberState::SecondaryActive },
                 serving_epoch: leads.then_some(3),
@@ -109,7 +115,7 @@ fn fact(plan: &Plan, kind: ConditionType) -> (Holds, &'static str) {
 }
 
 fn nominated(plan: &Plan) -> Option<MemberName> {
-    let members = plan.members.as_ref().unwrap();
+    let members = &plan.members;
     members.each().into_iter().find_map(|(name, settings)| settings.nomination.as_ref().map(|_| name))
 }
 
@@ -126,7 +132,6 @@ fn a_new_pair_is_founded_under_its_own_id() {
     let found = plan.found.clone().unwrap();
     assert_eq!((found.pair.as_str(), found.epoch), ("9f0c0000111122223333444444444444", 0));
     assert_eq!(found.founder, MemberName::A);
-    assert!(plan.members.is_some());
     assert_eq!(fact(&plan, ConditionType::Bootstrapped), (Holds::False, "WaitingForMaster"));
 }
 
@@ -134,10 +139,90 @@ fn a_new_pair_is_founded_under_its_own_id() {
 fn a_pair_that_lived_is_never_founded_again() {
     let mut seen = whole(MemberName::A);
     seen.record = None;
+    // The node of b is gone: its pod and its last report still stand there.
+    seen.members.a.report.as_mut().unwrap().peer_reachable = Some(false);
     let plan = decide(&pair(json!({})), &seen, now());
-    assert!(plan.found.is_none() && plan.members.is_none());
+    assert!(plan.found.is_none() && plan.members.a.testify.is_none(), "whoever serves goes on until both are there");
     assert_eq!(fact(&plan, ConditionType::ManualActionRequired), (Holds::True, "RecordMissing"));
     assert_eq!(fact(&plan, ConditionType::Stalled).0, Holds::True);
+    assert!(plan.account.message.contains("tandem.dev/force=a@3/"), "{}", plan.account.message);
+}
+
+/// A pair without a record whose members have heard of these epochs.
+fn bereft(a: i64, b: i64) -> Observed {
+    let mut seen = whole(MemberName::A);
+    seen.record = None;
+    for (member, highest) in [(&mut seen.members.a, a), (&mut seen.members.b, b)] {
+        member.report.as_mut().unwrap().highest_epoch = Some(highest);
+    }
+    seen
+}
+
+/// The member does as it was asked, and stops at this operation.
+fn swear(seen: &mut Observed, plan: &Plan, member: MemberName, epoch: i64, seq: i64) {
+    let promise = plan.members.get(member).testify.clone().unwrap();
+    let seen = match member {
+        MemberName::A => &mut seen.members.a,
+        MemberName::B => &mut seen.members.b,
+    };
+    seen.asked = Some(promise.clone());
+    let report = seen.report.as_mut().unwrap();
+    report.highest_epoch = Some(promise.epoch);
+    report.promised = Some(promise.clone());
+    report.serving_epoch = None;
+    let position = PositionReport { epoch, seq, chain: format!("{:016x}", epoch * 1000 + seq) };
+    report.testimony = Some(Testimony { promise, position, whole: true });
+}
+
+#[test]
+fn a_lost_record_is_made_anew_of_what_both_members_swear() {
+    let mut seen = bereft(3, 4);
+    let pair = pair(json!({}));
+    let plan = decide(&pair, &seen, now());
+    let asked = plan.members.b.testify.clone().unwrap();
+    assert_eq!(asked.epoch, 5, "above all that anybody has heard of");
+    assert!(plan.members.a.testify.is_none(), "whoever serves stops last");
+    swear(&mut seen, &plan, MemberName::B, 3, 60);
+    // Who testifies hangs up.
+    seen.members.a.report.as_mut().unwrap().peer_reachable = Some(false);
+    let plan = decide(&pair, &seen, later(7));
+    assert!(plan.found.is_none(), "one member's word is not enough");
+    assert_eq!(plan.members.a.testify.as_ref(), Some(&asked), "both promise the same, however late it is");
+    swear(&mut seen, &plan, MemberName::A, 3, 70);
+    let found = decide(&pair, &seen, later(8)).found.unwrap();
+    assert_eq!((found.epoch, found.nonce.as_str()), (5, asked.nonce.as_str()));
+    assert!(found.master.is_none() && found.certified.a.is_some() && found.certified.b.is_none());
+    assert_eq!(found.pair, "7".repeat(32));
+}
+
+#[test]
+fn a_promise_that_somebody_has_outgrown_is_asked_for_anew() {
+    let mut seen = bereft(3, 3);
+    let pair = pair(json!({}));
+    let plan = decide(&pair, &seen, now());
+    swear(&mut seen, &plan, MemberName::B, 3, 60);
+    seen.members.a.report.as_mut().unwrap().highest_epoch = Some(4);
+    let plan = decide(&pair, &seen, later(1));
+    let (a, b) = (plan.members.a.testify.clone(), plan.members.b.testify.clone().unwrap());
+    assert!(a.is_none() && b.epoch == 5, "{a:?} {b:?}");
+    assert!(plan.found.is_none());
+}
+
+#[test]
+fn a_lost_record_and_a_lost_member_need_a_humans_word() {
+    let mut seen = bereft(3, 3);
+    lose(&mut seen, MemberName::A);
+    let forced = |token: &str, seen: &Observed| decide(&asking("force", token, json!({})), seen, now());
+    let answer = |plan: &Plan| (plan.account.requests[0].result, plan.account.requests[0].reason.clone());
+    let refused = |reason: &str| (RequestResult::Refused, reason.to_string());
+    assert_eq!(answer(&forced("b@2/t", &seen)), refused("OtherEpoch"));
+    assert_eq!(answer(&forced("b@3/t", &bereft(3, 3))), refused("NotNeeded"));
+    let plan = forced("b@3/t", &seen);
+    assert_eq!(answer(&plan), (RequestResult::Accepted, "UnderWay".into()));
+    swear(&mut seen, &plan, MemberName::B, 3, 60);
+    remember(&mut seen, &plan);
+    let found = forced("b@3/t", &seen).found.unwrap();
+    assert!(found.certified.b.is_some() && found.certified.a.is_none() && found.epoch == 4);
 }
 
 #[test]
@@ -222,7 +307,7 @@ fn what_cannot_be_done_is_refused_with_a_reason() {
         let plan = decide(&asking(verb, "t", spec), &seen, now());
         let answer = &plan.account.requests[0];
         assert_eq!((answer.result, answer.reason.as_str()), (RequestResult::Refused, reason), "{verb}");
-        assert!(answer.message.is_some() && plan.members.is_none_or(|members| members.b.nomination.is_none()));
+        assert!(answer.message.is_some() && plan.members.b.nomination.is_none());
     }
 }
 
@@ -304,7 +389,7 @@ fn what_is_kept_aside_is_listed_and_discarded_by_whom_keeps_it() {
     seen.members.b.report.as_mut().unwrap().saved_aside = vec![saved];
     let plan = decide(&asking("discard", "t", json!({})), &seen, now());
     assert_eq!(plan.account.members[1].saved_aside, ["tail-3-70"]);
-    let members = plan.members.unwrap();
+    let members = plan.members;
     assert_eq!((members.a.orders.len(), members.b.orders[0].verb), (0, OrderVerb::Discard));
     // Only what was seen then, whatever comes later.
     let plan = decide(&asking("discard", "t", json!({})), &seen, now());
@@ -312,7 +397,7 @@ fn what_is_kept_aside_is_listed_and_discarded_by_whom_keeps_it() {
     let later = SavedAside { name: "tail-4-90".into(), ..SavedAside::default() };
     seen.members.b.report.as_mut().unwrap().saved_aside.push(later);
     let plan = decide(&asking("discard", "t", json!({})), &seen, now());
-    assert_eq!(plan.members.unwrap().b.orders[0].names, ["tail-3-70"]);
+    assert_eq!(plan.members.b.orders[0].names, ["tail-3-70"]);
 }
 
 #[test]
@@ -339,7 +424,7 @@ fn a_failback_first_restores_then_switches() {
     let plan = decide(&wanted, &seen, now());
     assert_eq!(plan.account.requests[0].phase, Some(FailbackPhase::Switching));
     assert_eq!(nominated(&plan), Some(MemberName::A));
-    assert_eq!(plan.members.as_ref().unwrap().a.nomination.as_ref().unwrap().epoch_seen, 3);
+    assert_eq!(plan.members.a.nomination.as_ref().unwrap().epoch_seen, 3);
 }
 
 #[test]
@@ -366,7 +451,7 @@ fn orders_go_to_whom_they_concern_until_answered() {
     let wanted = asking("resync", "t1", json!({}));
     let mut seen = whole(MemberName::A);
     let plan = decide(&wanted, &seen, now());
-    let members = plan.members.clone().unwrap();
+    let members = plan.members.clone();
     assert_eq!(members.b.orders[0].verb, OrderVerb::Resync);
     assert!(members.a.orders.is_empty());
     remember(&mut seen, &plan);
@@ -374,7 +459,7 @@ fn orders_go_to_whom_they_concern_until_answered() {
         vec![OrderOutcome { token: "t1".into(), done: true, reason: "Done".into(), message: None }];
     let plan = decide(&wanted, &seen, now());
     assert_eq!(plan.account.requests[0].result, RequestResult::Completed);
-    assert!(plan.members.unwrap().b.orders.is_empty());
+    assert!(plan.members.b.orders.is_empty());
 }
 
 #[test]
@@ -382,7 +467,7 @@ fn a_pair_is_on_hold_for_as_long_as_the_annotation_stands() {
     let wanted = asking("hold", "t1", json!({}));
     let mut seen = whole(MemberName::A);
     let plan = decide(&wanted, &seen, now());
-    for (_, settings) in plan.members.as_ref().unwrap().each() {
+    for (_, settings) in plan.members.each() {
         assert_eq!(settings.orders[0].verb, OrderVerb::Hold);
     }
     assert_eq!(fact(&plan, ConditionType::Paused).0, Holds::True);
@@ -393,7 +478,7 @@ fn a_pair_is_on_hold_for_as_long_as_the_annotation_stands() {
     assert_eq!(decide(&moving, &seen, now()).account.requests[1].reason, "OnHold");
 
     let plan = decide(&pair(json!({})), &seen, now());
-    assert!(plan.members.as_ref().unwrap().a.orders.is_empty());
+    assert!(plan.members.a.orders.is_empty());
     assert_eq!(fact(&plan, ConditionType::Paused).0, Holds::False);
 }
 

@@ -20,7 +20,7 @@ fn of(pair: &ValidPair, member: MemberName) -> Vec<Object> {
     let name = pair.member_object(member);
     let rules = json!([
         // The record is decided by compare-and-swap, among the members alone.
-        {"apiGroups": ["tandem.dev"], "resources": ["pairrecords"], "resourceNames": [pair.name], "verbs": ["get", "list", "watch", "update"]},
+        {"apiGroups": ["tandem.dev"], "resources": ["pairrecords"], "resourceNames": [pair.name], "verbs": ["get", "list", "watch", "patch"]},
         {"apiGroups": ["tandem.dev"], "resources": ["replicationmembers"], "resourceNames": [name], "verbs": ["get", "list", "watch"]},
         {"apiGroups": ["tandem.dev"], "resources": ["replicationmembers/status"], "resourceNames": [name], "verbs": ["get", "patch", "update"]},
         // A failover completes while no operator runs: the new master points the Service at itself.

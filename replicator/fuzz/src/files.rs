@@ -4,6 +4,7 @@ use std::fs;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tandem_crds::translation::{content, record};
 use tandem_crds::v1alpha1::{Netcopy, PairRecord, RecordContent, ReplicationMember};
 use tandem_protocol::identity::{DataUuid, Identity, Nonce, PairId};
 use tandem_protocol::{Record, Settings};
@@ -11,7 +12,6 @@ use tandem_replicator::identity::IdentityFile;
 use tandem_replicator::manifest::Manifest;
 use tandem_replicator::memory::Memory;
 use tandem_replicator::op::codec::ID_MAX;
-use tandem_replicator::record::kubernetes::{content, record};
 use tandem_replicator::{aside, checkpoint};
 
 use crate::bounded;
@@ -205,5 +205,7 @@ fn identity() -> Identity {
         seen: Default::default(),
         history: vec![tandem_protocol::identity::Span { generation: Default::default(), after: Default::default() }],
         served: None,
+        testified: Some(Default::default()),
+        unwitnessed: true,
     }
 }

@@ -11,6 +11,8 @@ pub(crate) enum Flaw {
     TwoObjects,
     /// The stage that receives acknowledges from memory although the member said it must not.
     ReceiptsAnyway,
+    /// N14: one member's testimony is enough for a new record.
+    OneTestimony,
     /// N18: a process that should be gone can still write to a volume, though to one that nobody will read.
     Zombie,
 }
@@ -36,6 +38,8 @@ pub(crate) struct Run {
     pub(crate) stops: u8,
     pub(crate) disasters: u8,
     pub(crate) forces: u8,
+    /// How often somebody deletes the record.
+    pub(crate) deletions: u8,
     /// Async: operations that one failover may lose.
     pub(crate) lag: Option<u64>,
     pub(crate) lose_volume: bool,
@@ -99,6 +103,7 @@ fn base(name: &'static str, about: &'static str) -> Run {
         stops: 0,
         disasters: 0,
         forces: 0,
+        deletions: 0,
         lag: None,
         lose_volume: false,
         snapshots: false,
@@ -197,6 +202,16 @@ pub(crate) fn runs() -> Vec<Run> {
             ..base("S9", "a human's force")
         },
         Run {
+            deletions: 1,
+            epochs: 3,
+            record_writes: 4,
+            lost: 0,
+            cuts: 0,
+            crashes: 0,
+            writes: 1,
+            ..base("S10", "the record is deleted, and made anew of two testimonies")
+        },
+        Run {
             zombie: true,
             lost: 0,
             cuts: 0,
@@ -222,6 +237,50 @@ pub(crate) fn runs() -> Vec<Run> {
             writes: 1,
             record_writes: 4,
             ..base("H2", "a stop at any time: no dead end")
+        },
+        Run {
+            deep: true,
+            deletions: 1,
+            epochs: 3,
+            record_writes: 4,
+            lost: 0,
+            cuts: 0,
+            writes: 1,
+            ..base("S10c", "as S10, with a crash")
+        },
+        Run {
+            deletions: 1,
+            rest: true,
+            epochs: 3,
+            record_writes: 4,
+            lost: 0,
+            cuts: 0,
+            crashes: 0,
+            writes: 1,
+            ..base("H3", "the record is deleted at any time: no dead end")
+        },
+        Run {
+            deep: true,
+            deletions: 1,
+            disasters: 1,
+            lose_volume: true,
+            epochs: 3,
+            record_writes: 4,
+            lost: 0,
+            cuts: 0,
+            writes: 1,
+            ..base("S10v", "as S10, and a volume is lost")
+        },
+        Run {
+            deep: true,
+            disasters: 1,
+            lose_volume: true,
+            rest: true,
+            lost: 0,
+            cuts: 0,
+            writes: 1,
+            record_writes: 4,
+            ..base("G3", "one volume is lost: no dead end but for a human")
         },
         Run { deep: true, lost: 0, cuts: 0, ..base("S3", "as S1, two operations") },
         Run {
@@ -316,6 +375,11 @@ pub(crate) fn naive() -> Vec<Naive> {
             Run { forces: 1, epochs: 3, ..without("N13b", Mutation::DiscardTail) },
             "I6",
             "the same after a human's force, in synchronous mode",
+        ),
+        naive(
+            Run { deletions: 1, epochs: 3, ..flawed("N14", Flaw::OneTestimony) },
+            "I2",
+            "a deleted record is made anew of one member's word",
         ),
         naive(
             Run {

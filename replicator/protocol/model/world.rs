@@ -12,9 +12,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use tandem_protocol::ack::{AckRule, Marks, acknowledged};
-use tandem_protocol::identity::{Generation, Identity, PairId};
-use tandem_protocol::member::{Control, Evidence, Facts, JournalFacts, StateName};
-use tandem_protocol::record::{Certificate, PerMember, Record, Request, Version, check, check_forced};
+use tandem_protocol::identity::{Generation, Identity, Nonce, PairId};
+use tandem_protocol::member::{Control, Evidence, Facts, JournalFacts, StateName, Testimony};
+use tandem_protocol::record::{Certificate, PerMember, Record, Request, Version, check, check_forced, rebuilt};
 use tandem_protocol::{Effect, Event, Member, MemberName, Now, Position};
 
 use crate::runs::{Flaw, Run};
@@ -178,6 +178,7 @@ pub(crate) struct Spent {
     pub(crate) stops: u8,
     pub(crate) disasters: u8,
     pub(crate) forces: u8,
+    pub(crate) deletions: u8,
 }
 
 /// The whole world at one instant.
@@ -187,6 +188,11 @@ pub(crate) struct World {
     pub(crate) connection: Shared<Option<Connection>>,
     pub(crate) record: Shared<Record>,
     pub(crate) version: u64,
+    /// Somebody deleted the record. What it said last is kept for the judge; nobody else can read it.
+    pub(crate) missing: bool,
+    /// What both are asked to promise for a new one, and what each has sworn.
+    pub(crate) promise: Option<Generation>,
+    pub(crate) sworn: [Option<(Testimony, Certificate)>; 2],
     /// Given up by their callers; may take effect as long as their version stands.
     pub(crate) late: Vec<(Version, Box<Record>)>,
     /// The marker as a second object has its own version (only with that flaw).
@@ -251,6 +257,12 @@ pub(crate) enum Action {
     RollBack(usize),
     /// A human names the member that shall go on, whatever is lost.
     Force(usize),
+    /// Somebody deletes the record.
+    DeleteRecord,
+    /// The operator asks a member to testify.
+    AskTestimony(usize),
+    /// The operator makes a new record of what was sworn.
+    Rebuild,
     /// The machine is given up and another process is started on its volume.
     LeaveZombie(usize),
     /// The one that should be gone serves a write.
@@ -299,6 +311,9 @@ impl World {
             connection: Shared::new(None),
             record: Shared::new(Record::founded(PairId(7), MemberName::A)),
             version: 1,
+            missing: false,
+            promise: None,
+            sworn: [None, None],
             late: Vec::new(),
             marker_version: 0,
             acked: Vec::new(),
@@ -338,6 +353,14 @@ impl World {
             None if alive => actions.push(Action::Connect),
             Some(connection) if !connection.cut && self.spent.cuts < run.cuts => actions.push(Action::Cut),
             None | Some(_) => {}
+        }
+        if self.missing {
+            actions.extend(BOTH.into_iter().filter(|&of| self.may_be_asked(of)).map(Action::AskTestimony));
+            if self.rebuilt(run).is_some_and(|record| record.epoch <= run.epochs) {
+                actions.push(Action::Rebuild);
+            }
+        } else if self.spent.deletions < run.deletions && self.record.epoch > 0 {
+            actions.push(Action::DeleteRecord);
         }
         for (index, (_, record)) in self.late.iter().enumerate() {
             if self.within(run, record) {
@@ -397,7 +420,7 @@ impl World {
         if self.may_copy(of) {
             actions.push(Action::Copied(of));
         }
-        if run.watch && node.member.record().is_some_and(|known| *known != *self.record) {
+        if run.watch && !self.missing && node.member.record().is_some_and(|known| *known != *self.record) {
             actions.push(Action::Watch(of));
         }
     }
@@ -444,6 +467,24 @@ impl World {
                 actions.push(Action::ZombieWrite(of));
             }
         }
+    }
+
+    fn may_be_asked(&self, of: usize) -> bool {
+        let node = &*self.nodes[of];
+        let testimony = node.member.snapshot().testimony;
+        node.alive
+            && node.member.snapshot().highest_epoch.is_some()
+            && (testimony.is_none() || testimony.map(|testimony| testimony.generation) != self.promise)
+    }
+
+    /// The new record that what was sworn allows.
+    fn rebuilt(&self, run: &Run) -> Option<Record> {
+        let [mut a, mut b] = self.sworn.clone();
+        if run.flaw == Some(Flaw::OneTestimony) {
+            // Whoever is there swears for both.
+            (a, b) = (a.clone().or(b.clone()), b.or(a));
+        }
+        rebuilt(self.record.pair, self.record.founder, &PerMember { a, b }).ok()
     }
 
     /// A master that hears nothing for long ends its connection, which counts as trouble with the connection.
@@ -501,6 +542,10 @@ impl World {
                 return Action::Copied(of);
             }
         }
+        if self.missing {
+            let asked = BOTH.into_iter().find(|&of| self.may_be_asked(of));
+            return asked.map_or(Action::Rebuild, Action::AskTestimony);
+        }
         if self.connection.is_none() {
             return Action::Connect;
         }
@@ -532,10 +577,15 @@ impl World {
             disk.identity.as_ref().is_some_and(|identity| self.record.certifies(name(of), &identity.data_id))
         };
         let gone = self.record.epoch > 0 && !BOTH.iter().any(|&of| whole(of));
-        gone || BOTH.iter().any(|&of| {
-            let asleep = self.nodes[of].disk.identity.as_ref().is_some_and(|identity| identity.quarantine.is_some());
-            asleep || self.state(of) == StateName::Quarantined
-        })
+        let silent = |of: &usize| {
+            self.missing && self.nodes[*of].alive && self.nodes[*of].member.snapshot().highest_epoch.is_none()
+        };
+        gone || BOTH.iter().any(silent)
+            || BOTH.iter().any(|&of| {
+                let asleep =
+                    self.nodes[of].disk.identity.as_ref().is_some_and(|identity| identity.quarantine.is_some());
+                asleep || self.state(of) == StateName::Quarantined
+            })
     }
 }
 
@@ -652,6 +702,13 @@ impl<'a> Step<'a> {
                 }
             }
             Action::Force(to) => self.force(*to),
+            Action::DeleteRecord => {
+                self.world.spent.deletions += 1;
+                self.world.version += 1;
+                self.world.missing = true;
+            }
+            Action::AskTestimony(of) => self.ask_testimony(*of),
+            Action::Rebuild => self.rebuild(),
             Action::LeaveZombie(of) => self.leave_zombie(*of),
             Action::ZombieWrite(of) => self.zombie_write(*of),
         }
@@ -708,6 +765,7 @@ impl<'a> Step<'a> {
                 node.disk.identity = Some(*identity);
             }
             Effect::ReadRecord if self.run.stale_reads => node.call = Some(Call::Read),
+            Effect::ReadRecord if self.world.missing => self.answers.push_back((of, Event::RecordMissing)),
             Effect::ReadRecord => {
                 let (record, version) = (Box::new(self.world.record.clone_value()), self.world.version_text());
                 self.answers.push_back((of, Event::RecordRead { record, version }));
@@ -803,6 +861,11 @@ impl<'a> Step<'a> {
                 node.disk.aside.extend(tail);
                 (node.disk.first, node.disk.durable, node.disk.applied) = (1, 0, 0);
             }
+            Effect::Testify => {
+                self.make_durable(of);
+                let facts = self.world.nodes[of].disk.facts();
+                self.answers.push_back((of, Event::Testified(facts)));
+            }
             Effect::Exit { .. } => {
                 self.die(of, None);
                 return false;
@@ -812,7 +875,13 @@ impl<'a> Step<'a> {
                     self.world.broken = Some("I5: the Service is claimed for an epoch that was never recorded");
                 }
             }
-            Effect::Report(_) | Effect::OpenGate { .. } | Effect::CloseGate | Effect::FailHeld => {}
+            Effect::Report(snapshot) => {
+                let identity = node.disk.identity.clone();
+                self.world.sworn[of] = snapshot.testimony.zip(identity).map(|(testimony, identity)| {
+                    (testimony, Certificate { data_id: identity.data_id, boot: identity.boot })
+                });
+            }
+            Effect::OpenGate { .. } | Effect::CloseGate | Effect::FailHeld => {}
         }
         true
     }
@@ -1051,6 +1120,7 @@ impl<'a> Step<'a> {
     fn execute(&mut self, of: usize) {
         let Some(call) = self.node(of).call.take() else { return };
         let done = match call {
+            Call::Read if self.world.missing => Event::RecordMissing,
             Call::Read => Event::RecordRead {
                 record: Box::new(self.world.record.clone_value()),
                 version: self.world.version_text(),
@@ -1082,6 +1152,9 @@ impl<'a> Step<'a> {
 
     /// The API server replaces the record if its version is the expected one.
     fn store(&mut self, expected: &Version, record: &Record) -> bool {
+        if self.world.missing {
+            return false;
+        }
         if self.run.flaw == Some(Flaw::TwoObjects) {
             return self.store_in_two(expected, record);
         }
@@ -1231,6 +1304,29 @@ impl<'a> Step<'a> {
         world.given_up.extend(lost);
     }
 
+    /// As the operator asks: for a generation above all that either of them has heard of, and for the same one until then.
+    fn ask_testimony(&mut self, of: usize) {
+        let known = BOTH.map(|of| {
+            let identity = self.world.nodes[of].disk.identity.as_ref();
+            identity.map(|identity| (identity.highest_epoch(), identity.promised)).unwrap_or_default()
+        });
+        let fits =
+            |asked: &Generation| known.iter().all(|(highest, promised)| *highest < asked.epoch || promised == asked);
+        let epoch = known.iter().map(|(highest, _)| highest + 1).max().unwrap_or(1);
+        let fresh = Generation { epoch, nonce: Nonce(800_000 + u128::from(epoch)) };
+        let promise = self.world.promise.filter(fits).unwrap_or(fresh);
+        self.world.promise = Some(promise);
+        self.tell(of, Event::Testify(promise), 0);
+    }
+
+    fn rebuild(&mut self) {
+        let Some(record) = self.world.rebuilt(self.run) else { return };
+        let world = &mut self.world;
+        *world.record.edit() = record;
+        world.version += 1;
+        (world.missing, world.promise, world.sworn) = (false, None, [None, None]);
+    }
+
     fn leave_zombie(&mut self, of: usize) {
         self.world.spent.crashes += 1;
         let node = self.node(of);
@@ -1298,6 +1394,9 @@ impl fmt::Display for World {
             f.write_str("; ")?;
         }
         let master = self.record.master.map_or("none".to_string(), |master| master.member.to_string());
+        if self.missing {
+            f.write_str("no record; ")?;
+        }
         let certified: String = BOTH
             .iter()
             .filter(|&&of| self.record.certified.get(name(of)).is_some())

@@ -167,14 +167,12 @@ pub struct Seen {
     pub wseq: u64,
 }
 
-/// The mount of this pod served its application in this epoch. The application must not see a later reign of this
+/// The mount of this pod served its application, in this epoch first. The application must not see a later reign of this
 /// member through the same mount when the peer ruled in between: it would go on with a memory of files that have changed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Served {
     /// Unique id of the pod.
     pub pod: String,
-    /// In which it served last.
-    pub epoch: u64,
     /// In which it served first. Every reign from here on was this pod's: it serves none after one of the peer's.
     pub since: u64,
 }
@@ -239,4 +237,16 @@ pub struct Identity {
     pub history: Vec<Span>,
     /// What this pod's application has seen.
     pub served: Option<Served>,
+    /// The record was gone, and this was promised for a new one: nothing is served or accepted until it is there.
+    pub testified: Option<Generation>,
+    /// The volume is a new one, or another one than before, and no copy from a master has begun on it: what the former one
+    /// held it cannot testify.
+    pub unwitnessed: bool,
+}
+
+impl Identity {
+    /// The highest epoch that this member ever heard of, tried to claim, or promised.
+    pub fn highest_epoch(&self) -> u64 {
+        self.promised.epoch.max(self.intent).max(self.seen.epoch)
+    }
 }

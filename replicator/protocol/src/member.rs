@@ -43,11 +43,12 @@ mod primary;
 mod secondary;
 mod start;
 mod store;
+mod testify;
 
 #[cfg(test)]
 mod tests;
 
-pub use effect::{Effect, Exit, Reason, Snapshot, StateName};
+pub use effect::{Effect, Exit, Reason, Snapshot, StateName, Testimony};
 pub use event::{Control, Event, Evidence, Facts, JournalFacts, Now, Order};
 pub use settings::{AckPolicy, FailoverMode, Protection, Settings};
 
@@ -281,6 +282,8 @@ pub struct Member {
     held: bool,
     terminating: bool,
     reason: Option<Reason>,
+    /// Asked for by the operator; given once a reading has shown that the record is gone.
+    testimony_for: Option<Generation>,
 }
 
 impl Member {
@@ -314,6 +317,7 @@ impl Member {
             held: false,
             terminating: false,
             reason: None,
+            testimony_for: None,
         }
     }
 
@@ -404,7 +408,7 @@ impl Member {
             Event::SettingsChanged(settings) => self.settings_changed(*settings, out),
             Event::Tick => {}
             Event::RecordRead { record, version } => self.record_read(record, version, now, out),
-            Event::RecordMissing => self.record_missing(),
+            Event::RecordMissing => self.record_missing(out),
             Event::RecordSeen { record, version } => {
                 self.learn(record, version, out);
             }
@@ -429,6 +433,8 @@ impl Member {
             Event::NetcopyDone { end } => self.netcopy_done(end, out),
             Event::NetcopyFailed => self.netcopy_failed(),
             Event::Nominated { request, epoch_seen } => self.nominated(request, epoch_seen),
+            Event::Testify(generation) => self.asked_to_testify(generation),
+            Event::Testified(journal) => self.testified(journal, out),
             Event::Order(order) => self.ordered(order, out),
             Event::Terminate => self.terminate(out),
             Event::DiskFailed => self.disk_failed(out),
@@ -459,6 +465,8 @@ impl Member {
             linked: self.link.as_ref().is_some_and(|link| link.hello.is_some()),
             pod_spent: self.spent,
             reason: self.current_reason(),
+            highest_epoch: self.identity.as_ref().filter(|_| self.can_testify()).map(Identity::highest_epoch),
+            testimony: self.testimony(),
         }
     }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Position;
 use crate::identity::{DataId, Generation, MemberName, Nonce, PairId};
+use crate::member::Testimony;
 
 /// The opaque version of the stored object. A write names the version it replaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -226,6 +227,57 @@ pub fn check_forced(old: &Record, new: &Record) -> Result<(), Violation> {
     } else {
         Err(Violation::Certified)
     }
+}
+
+/// Why two testimonies make no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum NotRebuilt {
+    /// One of them is missing, or they promise different generations.
+    #[error("both members have to testify for one and the same generation")]
+    NotBoth,
+    /// No copy may lead.
+    #[error("neither copy is whole")]
+    NoneWhole,
+    /// Both end at the same operation of the same epoch, with other contents before it.
+    #[error("the members' journals contradict each other")]
+    Contradiction,
+}
+
+/// The record of a pair whose record is gone, from what both members swear: a new epoch that nobody leads yet, with the
+/// fuller copy as the only certified one, and the one that shall claim. A copy that is not whole was following the other when
+/// it became so, and was never certified since: the other one counts then, whatever stands in the journals. (A copy that is
+/// not whole because its volume is a new one does not testify.)
+pub fn rebuilt(
+    pair: PairId,
+    founder: MemberName,
+    sworn: &PerMember<(Testimony, Certificate)>,
+) -> Result<Record, NotRebuilt> {
+    let (Some(a), Some(b)) = (&sworn.a, &sworn.b) else { return Err(NotRebuilt::NotBoth) };
+    if a.0.generation != b.0.generation {
+        return Err(NotRebuilt::NotBoth);
+    }
+    let order = |(testimony, _): &(Testimony, Certificate)| (testimony.position.epoch, testimony.position.seq);
+    let fuller = match (a.0.whole, b.0.whole) {
+        (false, false) => return Err(NotRebuilt::NoneWhole),
+        (true, false) => MemberName::A,
+        (false, true) => MemberName::B,
+        (true, true) => match order(a).cmp(&order(b)) {
+            std::cmp::Ordering::Greater => MemberName::A,
+            std::cmp::Ordering::Less => MemberName::B,
+            std::cmp::Ordering::Equal if a.0.position == b.0.position => founder,
+            std::cmp::Ordering::Equal => return Err(NotRebuilt::Contradiction),
+        },
+    };
+    let (testimony, certificate) = if fuller == MemberName::A { a } else { b };
+    Ok(Record {
+        epoch: testimony.generation.epoch,
+        nonce: testimony.generation.nonce,
+        certified: PerMember::only(fuller, certificate.clone()),
+        positions: PerMember { a: Some(a.0.position), b: Some(b.0.position) },
+        wseq: 1,
+        request: Some(Request { id: format!("rebuilt-{}", testimony.generation.nonce), to: fuller }),
+        ..Record::founded(pair, founder)
+    })
 }
 
 fn common(old: &Record, new: &Record) -> Result<(), Violation> {

@@ -11,7 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tandem_crds::v1alpha1::{Netcopy, NetcopyPhase};
 
 use crate::netcopy::Progress;
-use crate::record::kubernetes::signed;
+use tandem_crds::translation::signed;
 
 /// While the peer arranges files or flushes all of them not a byte need move; it may take so many times the patience.
 const OWN_WORK_FACTOR: u32 = 10;

@@ -207,8 +207,9 @@ fn judge(order: Order, state: StateName, names: &[String]) -> Option<Result<Act,
             Some(Err(outcome(true, "Held", "this member claims nothing by itself until the order is withdrawn")))
         }
         (Order::Discard | Order::Resync, StateName::Offline | StateName::Starting | StateName::Stopped) => None,
-        (Order::Discard, StateName::Quarantined) => Some(Ok(Act::Obey(order))),
+        // What was named is what was seen: a quarantine of since then is not given up with it.
         (Order::Discard, _) if !names.is_empty() => Some(Ok(Act::ThrowAway(names.to_vec()))),
+        (Order::Discard, StateName::Quarantined) => Some(Ok(Act::Obey(order))),
         (Order::Discard, _) => {
             let why = "this member is not quarantined and keeps nothing aside: there is nothing to give up";
             Some(Err(outcome(false, "NothingToDiscard", why)))
@@ -371,9 +372,9 @@ mod tests {
         orders.thrown_away(Ok(()));
         assert_eq!(orders.next(&wished, StateName::PrimaryActive, &[]), None);
         assert_eq!(ended(&orders), [("t".into(), true, "Discarded".into())]);
-        // Who is quarantined has something graver to give up.
+        // Whoever ordered this did not know of a quarantine that came later.
         let mut orders = Orders::default();
-        assert_eq!(orders.next(&wished, StateName::Quarantined, &given), Some(Act::Obey(Order::Discard)));
+        assert_eq!(orders.next(&wished, StateName::Quarantined, &given), Some(Act::ThrowAway(vec!["tail".into()])));
     }
 
     #[test]

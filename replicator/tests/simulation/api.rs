@@ -35,6 +35,8 @@ enum Due {
 struct State {
     record: Record,
     version: u64,
+    /// Somebody deleted the record; what it said last is kept for the judge.
+    missing_since: Option<u64>,
     due: BTreeMap<(u64, u64), Due>,
     count: u64,
     dice: Dice,
@@ -58,6 +60,7 @@ impl Api {
         let state = State {
             record,
             version: 1,
+            missing_since: None,
             due: BTreeMap::new(),
             count: 0,
             dice: Dice::new(seed),
@@ -72,6 +75,29 @@ impl Api {
 
     pub(crate) fn record(&self) -> Record {
         self.state.lock().record.clone()
+    }
+
+    /// Somebody deletes the record.
+    pub(crate) fn delete(&self) {
+        let mut state = self.state.lock();
+        state.missing_since = Some(self.net.now());
+        state.version += 1;
+    }
+
+    /// Since when there is no record.
+    pub(crate) fn missing_since(&self) -> Option<u64> {
+        self.state.lock().missing_since
+    }
+
+    /// The operator makes a new record.
+    pub(crate) fn make(&self, record: Record) {
+        let mut state = self.state.lock();
+        state.record = record;
+        state.version += 1;
+        state.missing_since = None;
+        for host in 0..2 {
+            state.show(host, self.net.now());
+        }
     }
 
     pub(crate) fn set_down(&self, down: bool) {
@@ -91,7 +117,9 @@ impl Api {
         (state.down, state.cut, state.slow_one_in) = (false, [false; 2], u64::MAX);
         // Whoever watches again sees the newest.
         for host in 0..2 {
-            state.show(host, self.net.now());
+            if state.missing_since.is_none() {
+                state.show(host, self.net.now());
+            }
         }
     }
 
@@ -158,7 +186,9 @@ impl State {
             return;
         }
         let answer = match request {
+            Request::Read if self.missing_since.is_some() => Err(RecordError::Absent),
             Request::Read => Ok(self.kept()),
+            Request::Write { .. } if self.missing_since.is_some() => Err(RecordError::Conflict("it is gone".into())),
             Request::Write { version, record } => {
                 if version != self.version.to_string() {
                     Err(RecordError::Conflict("somebody wrote first".into()))

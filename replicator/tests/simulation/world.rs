@@ -8,11 +8,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tandem_protocol::identity::{MemberName, PairId};
+use tandem_protocol::identity::{DataId, Generation, MemberName, Nonce, PairId};
 use tandem_protocol::member::effect::Exit;
 use tandem_protocol::member::event::Order;
 use tandem_protocol::member::settings::{AckPolicy, Protection};
-use tandem_protocol::record::Request;
+use tandem_protocol::record::{Certificate, PerMember, Request, rebuilt};
 use tandem_protocol::{Position, Record, Settings};
 use tokio::runtime::{Builder, RngSeed, Runtime};
 use tokio::sync::{oneshot, watch};
@@ -76,6 +76,7 @@ struct Running {
     main: JoinHandle<Result<Exit, ConductorError>>,
     door: Arc<Door>,
     shown: Arc<Shown>,
+    account: watch::Receiver<Account>,
     terminate: Option<oneshot::Sender<()>>,
 }
 
@@ -329,7 +330,10 @@ impl World {
         let state = |host: &Host| host.running.as_ref().map(|running| running.shown.snapshot().state);
         let both = [state(&self.hosts[0]), state(&self.hosts[1])];
         let count = |name: &str| both.iter().flatten().filter(|state| *state == name).count();
-        count("PrimaryActive") == 1 && count("SecondaryActive") == 1 && self.api.record().certified.is_both()
+        self.api.missing_since().is_none()
+            && count("PrimaryActive") == 1
+            && count("SecondaryActive") == 1
+            && self.api.record().certified.is_both()
     }
 
     /// One tick of time for everybody.
@@ -337,6 +341,7 @@ impl World {
         self.net.advance(TICK);
         self.api.advance();
         self.heal_what_is_due();
+        self.keep_record();
         let first = self.dice.below(2) as usize;
         for index in [first, 1 - first] {
             self.start_if_due(index);
@@ -371,6 +376,7 @@ impl World {
         let seed = RngSeed::from_bytes(&(self.seed ^ self.tally.starts << 32).to_le_bytes());
         let runtime = Builder::new_current_thread().enable_time().start_paused(true).rng_seed(seed).build().unwrap();
         let (door, shown) = (Arc::new(Door::default()), Arc::new(Shown::default()));
+        let (accounts, account) = watch::channel(Account::default());
         let (terminate, terminated) = oneshot::channel::<()>();
         let given = Given {
             settings: settings(host),
@@ -378,7 +384,7 @@ impl World {
             wishes: host.wishes.subscribe(),
             metrics: Arc::new(Metrics::default()),
             shown: Arc::clone(&shown),
-            account: watch::Sender::new(Account::default()),
+            account: accounts,
             claim_service: Arc::new(|_| {}),
             door: Arc::clone(&door),
             resumed,
@@ -393,7 +399,7 @@ impl World {
         let _here = simulated::enter(&node);
         node.born.set(Some(runtime.block_on(async { tokio::time::Instant::now() })));
         let main = runtime.spawn(conductor::run(given));
-        host.running = Some(Running { runtime, main, door, shown, terminate: Some(terminate) });
+        host.running = Some(Running { runtime, main, door, shown, account, terminate: Some(terminate) });
         let what = if resumed { "starts again beside its application" } else { "starts in a new pod" };
         self.tell(format!("{} {what}", name(index)));
     }
@@ -471,12 +477,54 @@ impl World {
         let Some(running) = host.running.take() else { return };
         self.net.ended(index);
         let _here = simulated::enter(&host.node);
-        let Running { runtime, main, door, shown, terminate } = running;
+        let Running { runtime, main, door, shown, account, terminate } = running;
         drop(main);
         drop(runtime);
-        drop((door, shown, terminate));
+        drop((door, shown, account, terminate));
         host.frozen = None;
         host.node.dead.set(false);
+    }
+
+    /// The operator makes a record anew that is gone, of what both members swear.
+    fn keep_record(&mut self) {
+        let Some(since) = self.api.missing_since() else { return };
+        if self.now() < since + 500 * MILLI {
+            return;
+        }
+        let accounts = [0, 1].map(|index| {
+            let host = &self.hosts[index];
+            let account = host.running.as_ref().map(|running| running.account.borrow().clone())?;
+            let uuid = account.data_id.as_ref()?.parse().ok()?;
+            let data_id = DataId { volume: settings(host).volume_uid, uuid };
+            Some((
+                account.highest_epoch?,
+                account.promised,
+                account.testimony,
+                Certificate { data_id, boot: account.boot },
+            ))
+        });
+        let [Some(one), Some(two)] = accounts else { return };
+        let both = [one, two];
+        let asked = self.hosts.iter().filter_map(|host| host.wishes.borrow().testify).max_by_key(|asked| asked.epoch);
+        let fits =
+            |asked: &Generation| both.iter().all(|(highest, promised, ..)| *highest < asked.epoch || promised == asked);
+        let epoch = 1 + both.iter().map(|(highest, ..)| *highest).max().unwrap_or_default();
+        let fresh = Generation { epoch, nonce: Nonce(u128::from(self.now())) };
+        let asked = asked.filter(fits).unwrap_or(fresh);
+        for host in &self.hosts {
+            host.wishes.send_if_modified(|wishes| wishes.testify.replace(asked) != Some(asked));
+        }
+        let [a, b] = both.map(|(_, _, testimony, certificate)| {
+            testimony.filter(|testimony| testimony.generation == asked).map(|testimony| (testimony, certificate))
+        });
+        let old = self.api.record();
+        if let Ok(record) = rebuilt(old.pair, old.founder, &PerMember { a, b }) {
+            self.tell(format!("the record is made anew: {record:?}"));
+            self.api.make(record);
+            for host in &self.hosts {
+                host.wishes.send_modify(|wishes| wishes.testify = None);
+            }
+        }
     }
 
     /// The operator replaces a pod whose application has outlived its reign.
@@ -600,7 +648,7 @@ impl World {
         let index = self.dice.below(2) as usize;
         let other = 1 - index;
         self.tally.faults += 1;
-        match self.dice.below(24) {
+        match self.dice.below(25) {
             0 | 1 => {
                 self.tell(format!("{}'s process is killed", name(index)));
                 self.kill_and_restart(index, false);
@@ -708,6 +756,17 @@ impl World {
                 self.tell(format!("{}'s disk: {broken:?}", name(index)));
             }
             22 => self.lose_disk(index),
+            23 => {
+                // A volume that holds nothing yet cannot testify: what a former one held only a human knows.
+                let both = self.hosts.iter().all(|host| {
+                    let running = host.running.as_ref();
+                    running.is_some_and(|running| running.account.borrow().highest_epoch.is_some()) && !host.disk_lost
+                });
+                if self.api.record().epoch > 0 && both {
+                    self.api.delete();
+                    self.tell("the record is deleted".into());
+                }
+            }
             _ => {
                 self.tokens += 1;
                 let order = (format!("r{}", self.tokens), Order::Resync);
@@ -768,7 +827,12 @@ impl World {
     fn lose_disk(&mut self, index: usize) {
         let other = [MemberName::A, MemberName::B][1 - index];
         let memory_only = self.settings.ack_policy == AckPolicy::Received;
-        if memory_only || self.api.record().certified.get(other).is_none() || self.hosts[1 - index].disk_lost {
+        let no_record = self.api.missing_since().is_some();
+        if memory_only
+            || no_record
+            || self.api.record().certified.get(other).is_none()
+            || self.hosts[1 - index].disk_lost
+        {
             return;
         }
         self.api.forget(index);

@@ -115,6 +115,7 @@ pub const OF_ONE: &[Kind] = &[
     one("failback", 16, 3, Master, one::people::failback),
     one("switchover and failback at once", 17, 2, Master, one::people::both),
     one("a token repeated", 17, 1, Master, one::people::repeated),
+    one("record deleted", 17, 2, Master, one::people::record_deleted),
 ];
 
 /// What happens to all pairs at once.

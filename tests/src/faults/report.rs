@@ -17,7 +17,7 @@ const NOT_COVERED: &[(&str, &str)] = &[
     ),
     (
         "17 volumes swapped, restored or rolled back, the record edited",
-        "`tests/cases` and the model; here only annotations",
+        "`tests/cases` and the model; here annotations and the record's deletion",
     ),
     ("19 1,000 pairs, 20 seven days, 21 mixed versions", "not tried"),
     (

@@ -120,6 +120,8 @@ pub enum Effect {
     },
     /// Move everything on the volume aside and begin an empty journal.
     SetVolumeAside,
+    /// Nothing is under way any more: make the journal durable and say where it ends. Answered by `Testified`.
+    Testify,
     /// End the process.
     Exit {
         /// Why.
@@ -218,4 +220,21 @@ pub struct Snapshot {
     pub pod_spent: bool,
     /// What holds it back.
     pub reason: Option<Reason>,
+    /// The highest epoch it ever heard of; none if it has nothing to testify.
+    pub highest_epoch: Option<u64>,
+    /// What it testifies while the record is gone.
+    pub testimony: Option<Testimony>,
+}
+
+/// What a member swears when the record is gone: it acknowledges and accepts nothing older than `generation`, and all that
+/// it ever acknowledged up to then is in its journal. Both members' testimonies make a new record
+/// ([`rebuilt`](crate::record::rebuilt)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Testimony {
+    /// What the new record will begin with.
+    pub generation: Generation,
+    /// The journal's durable end.
+    pub position: Position,
+    /// The copy is complete and lacks nothing that was acknowledged from memory.
+    pub whole: bool,
 }

@@ -250,6 +250,11 @@ pub enum Event {
         /// The epoch the operator saw: a nomination for an epoch that is over is void.
         epoch_seen: u64,
     },
+    /// The operator asks for a testimony, because it finds no record: to promise this generation, and to say where the
+    /// journal ends. Void unless the record is found to be gone here too.
+    Testify(Generation),
+    /// Answers `Testify`: nothing is appended any more that will ever be acknowledged, and this is durable.
+    Testified(JournalFacts),
     /// An order.
     Order(Order),
     /// SIGTERM: the application has ended.

@@ -220,9 +220,25 @@ impl Member {
         }
         self.pursue_joining(out);
         self.pursue_draining(out);
-        if self.terminating && self.state == State::Alone {
+        let handed_over_to_nobody = match &self.state {
+            State::Alone => true,
+            // Nor can that be recorded.
+            State::Uncertain { since, .. } => self.since(*since) >= self.settings.release,
+            State::Offline
+            | State::Starting
+            | State::Secondary { .. }
+            | State::Opening
+            | State::Joining(_)
+            | State::Active { .. }
+            | State::Draining(_)
+            | State::Fenced
+            | State::Quarantined(_)
+            | State::Stopped => false,
+        };
+        if self.terminating && handed_over_to_nobody {
             // It lost its peer while it handed over, and takes none in any more: waiting longer would hand over nothing.
             self.end_alone(out);
+            return;
         }
         // Grants and renewals move the entitlement.
         let rule = self.rule_now();

@@ -271,7 +271,7 @@ impl Member {
         link.copying = true;
         let session = link.session;
         // Before the first byte is replaced.
-        self.amend(out, |identity| identity.inconsistent = true);
+        self.amend(out, |identity| (identity.inconsistent, identity.unwitnessed) = (true, false));
         out.push(Effect::StartNetcopyAsTarget { session, generation });
         self.say(Control::CopyMe { generation }, out);
     }
@@ -496,7 +496,7 @@ impl Member {
             identity.clean = false;
             let before = identity.served.take().filter(|served| served.pod == pod);
             let since = before.map_or(generation.epoch, |served| served.since);
-            identity.served = Some(Served { pod, epoch: generation.epoch, since });
+            identity.served = Some(Served { pod, since });
             // A reign without operations in this journal leaves no trace.
             identity.history.retain(|span| span.after.seq < end.seq && span.generation != generation);
             identity.history.push(Span { generation, after: end });

@@ -81,9 +81,11 @@ impl Member {
             self.amend(out, |identity| {
                 identity.data_id = data_id;
                 identity.inconsistent = true;
+                identity.unwitnessed = true;
             });
         }
         self.see(&record, out);
+        self.amend(out, |identity| identity.testified = None);
         let led_by_me = record.led_by(self.name);
         self.memory_acks = !led_by_me && !record.certified.is_only(self.name);
         self.notice_reign(&record);
@@ -118,6 +120,8 @@ impl Member {
             seen: Seen::default(),
             history: Vec::new(),
             served: self.served.take(),
+            testified: None,
+            unwitnessed: inconsistent,
         });
         self.persist(out);
     }

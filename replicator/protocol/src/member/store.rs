@@ -18,7 +18,10 @@ impl Member {
             return;
         }
         let looks = self.api.look && matches!(self.state, State::Secondary { claim: None });
-        if looks || matches!(self.state, State::Starting | State::Secondary { claim: Some(Claim::Reading) }) {
+        if looks
+            || self.testimony_for.is_some()
+            || matches!(self.state, State::Starting | State::Secondary { claim: Some(Claim::Reading) })
+        {
             self.read(out);
             return;
         }
@@ -169,6 +172,8 @@ impl Member {
         }
         self.api.asked = None;
         (self.api.missing, self.api.unreachable) = (false, false);
+        // There is one: nothing has to be made anew.
+        self.testimony_for = None;
         if self.state == State::Starting {
             self.begin(record, version, now, out);
             return;
@@ -192,14 +197,16 @@ impl Member {
         }
     }
 
-    pub(super) fn record_missing(&mut self) {
+    pub(super) fn record_missing(&mut self, out: &mut Vec<Effect>) {
         self.api.asked = None;
+        self.api.unreachable = false;
         self.api.missing = true;
         self.api.stale = true;
         self.api.retry_at = self.times.now.saturating_add(self.settings.retry);
         if let State::Secondary { claim } = &mut self.state {
             *claim = None;
         }
+        self.testify(out);
     }
 
     /// Takes in a reading of the record. False if it is older than what is known.

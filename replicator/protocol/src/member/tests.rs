@@ -254,6 +254,7 @@ impl World {
         let node = &mut self.nodes[of];
         match effect {
             Effect::PersistIdentity(identity) => node.disk.identity = Some(*identity),
+            Effect::Testify => node.answers.push_back(Event::Testified(node.disk.facts())),
             Effect::ReadRecord => {
                 assert!(node.call.is_none(), "one request at a time");
                 node.call = Some(Call::Read);

@@ -76,3 +76,16 @@ pub(crate) fn repeated(subject: &Subject, scene: &Scene, dice: &mut Dice, accoun
     ensure!(then.epoch == after.epoch, "a repeated token acted twice: epoch {} became {}", after.epoch, then.epoch);
     Ok(())
 }
+
+/// Somebody deletes the record. It is made anew of what both members swear, with a later epoch; nothing else is to be done.
+pub(crate) fn record_deleted(subject: &Subject, scene: &Scene, _: &mut Dice, account: &mut Account) -> Result<()> {
+    let record = subject.object("pairrecords", &subject.pair.name);
+    account.begin();
+    let began = Instant::now();
+    subject.door.delete(&record, None)?;
+    wait(PATIENCE, "a record made anew", || {
+        subject.door.get(&record).is_ok_and(|found| found["spec"]["epoch"].as_u64() > Some(scene.epoch))
+    })?;
+    account.figures.push(("record made anew", began.elapsed().as_secs_f64()));
+    Ok(())
+}
