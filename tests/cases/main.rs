@@ -1,5 +1,6 @@
 //! The promises to users as scenarios on a real cluster. Each is named after the scenario of the requirements that it
-//! plays. `cargo test -p tandem-tests --test cases -- [NAME ...]` runs those whose names contain one of the words.
+//! plays. `cargo test -p tandem-tests --test cases -- [NAME ...]` runs those whose names contain one of the words;
+//! `--share=FOLDER` those that no other process with the same folder has taken.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a scenario says what it expects by panicking
 
@@ -15,6 +16,7 @@ mod sdb;
 mod tt;
 
 use anyhow::{Result, bail};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 use tandem_tests::cluster::Cluster;
@@ -31,6 +33,7 @@ type Case = (&'static str, fn(&Stage<'_>) -> Result<()>);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let share = std::env::args().find_map(|word| word.strip_prefix("--share=").map(PathBuf::from));
     let cluster = Cluster::here();
     if !cluster.is_up() {
         if std::env::var_os("REQUIRE_CLUSTER").is_some_and(|value| value == "1") {
@@ -49,6 +52,9 @@ fn main() -> ExitCode {
     }
     let (mut passed, mut failed, mut again) = (0, Vec::new(), Vec::new());
     for (name, play) in chosen(&words) {
+        if share.as_ref().is_some_and(|folder| !take(folder, name)) {
+            continue;
+        }
         let started = Instant::now();
         println!("{name} ...");
         let once = || {
@@ -87,7 +93,7 @@ fn main() -> ExitCode {
         println!("failed: {name}");
     }
     println!("{passed} passed, {} failed", failed.len());
-    if failed.is_empty() && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed.is_empty() && (passed > 0 || share.is_some()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// All scenarios, in the order in which they are played: the ground first, what takes longest last.
@@ -108,6 +114,11 @@ const ALL: [&[Case]; 10] = [
 fn chosen(words: &[String]) -> Vec<Case> {
     let all = ALL.into_iter().flatten().copied();
     all.filter(|(name, _)| words.is_empty() || words.iter().any(|word| name.contains(word.as_str()))).collect()
+}
+
+/// Several processes share the scenarios out among them: each plays what nobody has taken before.
+fn take(folder: &Path, name: &str) -> bool {
+    std::fs::File::create_new(folder.join(name)).is_ok()
 }
 
 /// Whether a scenario only did not come to its end in time: on a shared machine that is played once more, and said. Whatever

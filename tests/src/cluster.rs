@@ -29,8 +29,13 @@ use std::time::{Duration, Instant};
 pub(crate) const API: &str = "10.88.0.1";
 const PAUSE: &str = "localhost/tandem-pause:test";
 
+/// What is worth keeping between runs: `TANDEM_CACHE`, or `.cache` in the checkout.
+pub fn cache() -> PathBuf {
+    std::env::var_os("TANDEM_CACHE").map_or_else(|| repository().join(".cache"), PathBuf::from)
+}
+
 /// A place for a cluster; whether one runs there is another question.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Cluster {
     /// What is worth keeping: built components.
     cache: PathBuf,
@@ -46,15 +51,18 @@ impl Cluster {
     /// The one cluster of this checkout: `TANDEM_CACHE` and `TANDEM_CLUSTER` say where, `.cache` otherwise. With
     /// `TEST_KUBECONFIG`, the cluster that it names; never the user's own current context.
     pub fn here() -> Cluster {
-        let cache = std::env::var_os("TANDEM_CACHE").map_or_else(|| repository().join(".cache"), PathBuf::from);
-        let folder = std::env::var_os("TANDEM_CLUSTER").map_or_else(|| cache.join("cluster"), PathBuf::from);
+        Self::at(std::env::var_os("TANDEM_CLUSTER").map_or_else(|| cache().join("cluster"), PathBuf::from))
+    }
+
+    /// A cluster whose files are in this folder, with the components of this checkout's cache.
+    pub fn at(folder: PathBuf) -> Cluster {
         let mark: String = Sha256::digest(folder.as_os_str().as_encoded_bytes())
             .iter()
             .take(4)
             .map(|byte| format!("{byte:02x}"))
             .collect();
         let foreign = std::env::var_os("TEST_KUBECONFIG").map(PathBuf::from);
-        Cluster { cache, folder, group: format!("tandem-{mark}"), foreign }
+        Cluster { cache: cache(), folder, group: format!("tandem-{mark}"), foreign }
     }
 
     pub fn is_up(&self) -> bool {
@@ -123,6 +131,11 @@ impl Cluster {
         let file = File::open(format!("/proc/{keeper}/ns/net")).context("open the cluster's network namespace")?;
         rustix::thread::move_into_link_name_space(file.as_fd(), Some(rustix::thread::LinkNameSpaceType::Network))
             .context("enter the cluster's network (root is needed)")
+    }
+
+    /// Where everything of one run is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     pub fn kubeconfig(&self) -> PathBuf {

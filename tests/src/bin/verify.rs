@@ -4,11 +4,12 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::time::Instant;
-use tandem_tests::cluster::{Cluster, built, components, repository};
+use tandem_tests::cluster::{Cluster, built, cache, components, repository};
 
 #[derive(Parser)]
 #[command(about = "Every check of the project")]
@@ -28,7 +29,7 @@ struct Arguments {
     /// Leaves the cluster up afterwards.
     #[arg(long)]
     keep: bool,
-    /// Only random faults, for so many minutes; the results become the repository's page of them. `--only` chooses kinds.
+    /// Only random faults, for so many minutes; the results become the repository's page of them. `--only` chooses kinds, `--pairs` how many pairs.
     #[arg(long)]
     soak: Option<u64>,
     /// The seed that the faults follow from; the day's number if it is not said.
@@ -75,13 +76,18 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     if !arguments.keep {
-        end_when_interrupted(Cluster::here());
+        end_when_interrupted(vec![Cluster::here(), second()]);
     }
     let mut tally = Tally { passed: 0, failed: Vec::new(), only: arguments.only.clone() };
-    let mut stage = Stage { ready: false };
+    let mut stage = Stage::default();
     if let Some(minutes) = arguments.soak {
         tally.only.clear();
-        tally.step("faults", || faults(&mut stage, &arguments, minutes));
+        let mut words = vec!["--pairs".to_string(), arguments.pairs.to_string()];
+        words.extend(arguments.seed.iter().flat_map(|seed| ["--seed".to_string(), seed.to_string()]));
+        words.extend(arguments.only.iter().flat_map(|word| ["--only".to_string(), word.clone()]));
+        // What a part of the faults says is not the results.
+        words.extend(arguments.only.is_empty().then(|| "--keep".to_string()));
+        tally.step("random faults", || faults(&mut stage, minutes, &words));
         return finish(tally, stage, &arguments);
     }
     tally.step("format", || cargo(&["fmt", "--all", "--check"]));
@@ -121,10 +127,12 @@ fn main() -> ExitCode {
     finish(tally, stage, &arguments)
 }
 
-fn finish(mut tally: Tally, stage: Stage, arguments: &Arguments) -> ExitCode {
-    if stage.ready && !arguments.keep {
+fn finish(mut tally: Tally, mut stage: Stage, arguments: &Arguments) -> ExitCode {
+    if !arguments.keep {
         tally.only.clear();
-        tally.step("the cluster ends", || by_hand(&["down"]));
+        for cluster in stage.ready.clone() {
+            tally.step("a cluster ends", || stage.end(&cluster));
+        }
     }
     for name in &tally.failed {
         println!("failed: {name}");
@@ -134,12 +142,12 @@ fn finish(mut tally: Tally, stage: Stage, arguments: &Arguments) -> ExitCode {
 }
 
 /// Ctrl-C ends the cluster too. A run that is killed outright leaves it to the next one, which puts it away first.
-fn end_when_interrupted(cluster: Cluster) {
+fn end_when_interrupted(clusters: Vec<Cluster>) {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         if runtime.is_ok_and(|runtime| runtime.block_on(tokio::signal::ctrl_c()).is_ok()) {
-            eprintln!("interrupted: ending the cluster");
-            if let Err(error) = cluster.down() {
+            eprintln!("interrupted: ending the clusters");
+            for error in clusters.iter().filter_map(|cluster| cluster.down().err()) {
                 eprintln!("{error:#}");
             }
             std::process::exit(130);
@@ -314,10 +322,6 @@ fn dependencies() -> Result<()> {
     ]))
 }
 
-fn cache() -> PathBuf {
-    std::env::var_os("TANDEM_CACHE").map_or_else(|| repository().join(".cache"), PathBuf::from)
-}
-
 /// The chart is clean and renders, with its defaults and with everything turned around.
 fn chart() -> Result<()> {
     let cluster = Cluster::here();
@@ -341,49 +345,79 @@ fn chart() -> Result<()> {
     Ok(())
 }
 
-/// The cluster, started by the first step that needs it, with the product installed as a user would.
+/// A second cluster beside the first: scenarios mostly wait, so two at a time take little longer than one.
+fn second() -> Cluster {
+    Cluster::at(cache().join("cluster-2"))
+}
+
+/// The clusters, each started by the first step that needs it, with the product installed as a user would.
+#[derive(Default)]
 struct Stage {
-    ready: bool,
+    ready: Vec<Cluster>,
 }
 
 impl Stage {
-    fn ready(&mut self) -> Result<()> {
-        if !self.ready {
-            by_hand(&["up"])?;
+    fn ready(&mut self, cluster: Cluster) -> Result<()> {
+        if !self.ready.contains(&cluster) {
+            run(&mut by_hand(&cluster, &["up"])?)?;
             // From here on there is something to end.
-            self.ready = true;
-            by_hand(&["install"])?;
+            self.ready.push(cluster.clone());
+            run(&mut by_hand(&cluster, &["install"])?)?;
         }
         Ok(())
     }
+
+    fn end(&mut self, cluster: &Cluster) -> Result<()> {
+        self.ready.retain(|ready| ready != cluster);
+        run(&mut by_hand(cluster, &["down"])?)
+    }
 }
 
-fn by_hand(words: &[&str]) -> Result<()> {
-    run(Command::new(built("cluster")?).args(words))
+fn by_hand(cluster: &Cluster, words: &[&str]) -> Result<Command> {
+    let mut command = Command::new(built("cluster")?);
+    command.args(words).env("TANDEM_CLUSTER", cluster.folder());
+    Ok(command)
 }
 
-/// Plays the scenarios.
+/// Plays the scenarios: on two clusters at once, each taking the next one that nobody has taken; a few named ones on one.
 fn scenarios(stage: &mut Stage, arguments: &Arguments) -> Result<()> {
-    stage.ready()?;
-    let mut words = vec!["test", "--quiet", "--workspace", "--test", "cases", "--"];
-    words.extend(arguments.only.iter().map(String::as_str).filter(|word| *word != "scenarios"));
-    cargo(&words)
+    let mut words: Vec<&str> = vec!["test", "--quiet", "--workspace", "--test", "cases", "--"];
+    let named: Vec<&str> = arguments.only.iter().map(String::as_str).filter(|word| *word != "scenarios").collect();
+    words.extend(&named);
+    stage.ready(Cluster::here())?;
+    if !named.is_empty() || std::env::var_os("TEST_KUBECONFIG").is_some() {
+        return cargo(&words);
+    }
+    stage.ready(second())?;
+    let taken = second().folder().join("taken");
+    std::fs::create_dir_all(&taken).context("make a folder for what is taken")?;
+    let share = format!("--share={}", taken.display());
+    words.push(&share);
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let beside = Command::new(program)
+        .current_dir(repository())
+        .args(&words)
+        .env("TANDEM_CLUSTER", second().folder())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("play scenarios on the second cluster")?;
+    let told = std::thread::spawn(|| beside.wait_with_output());
+    let first = cargo(&words);
+    let output = told.join().map_err(|_| anyhow::anyhow!("waiting for the second cluster panicked"))?;
+    let output = output.context("wait for the second cluster")?;
+    eprintln!("on the second cluster:");
+    std::io::stderr().write_all(&[output.stdout, output.stderr].concat()).context("print what was played")?;
+    if !arguments.keep {
+        stage.end(&second())?;
+    }
+    first?;
+    if output.status.success() { Ok(()) } else { bail!("scenarios on the second cluster: {}", output.status) }
 }
 
-/// Plays random faults.
-fn faults(stage: &mut Stage, arguments: &Arguments, minutes: u64) -> Result<()> {
-    stage.ready()?;
-    let mut command = Command::new(built("faults")?);
-    command.args(["--minutes", &minutes.to_string(), "--pairs", &arguments.pairs.to_string()]);
-    if let Some(seed) = arguments.seed {
-        command.args(["--seed", &seed.to_string()]);
-    }
-    for word in &arguments.only {
-        command.args(["--only", word]);
-    }
-    // What a part of the faults says is not the results.
-    if arguments.only.is_empty() {
-        command.arg("--keep");
-    }
-    run(&mut command)
+/// Plays random faults on the first cluster.
+fn faults(stage: &mut Stage, minutes: u64, words: &[String]) -> Result<()> {
+    stage.ready(Cluster::here())?;
+    run(Command::new(built("faults")?).args(["--minutes", &minutes.to_string()]).args(words))
 }
