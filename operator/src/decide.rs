@@ -61,6 +61,12 @@ impl Situation<'_> {
             && self.member(member).report.as_ref().is_some_and(|report| report.serving_epoch == Some(self.epoch()))
     }
 
+    /// There is no record that could say who leads, and a member says that it does.
+    pub fn serves_by_its_own_word(&self, member: MemberName) -> bool {
+        self.seen.record.is_none()
+            && self.member(member).report.as_ref().is_some_and(|report| report.serving_epoch.is_some())
+    }
+
     /// Both members hold every acknowledged write, and the leading one waits for the other.
     pub fn in_sync(&self) -> bool {
         self.active().is_some_and(|active| self.serves(active) && self.state(active) == MemberState::PrimaryActive)
@@ -85,10 +91,7 @@ impl Situation<'_> {
             report.state,
             MemberState::SecondaryActive | MemberState::SecondaryCatchUp | MemberState::SecondaryNetcopy
         );
-        let other_serves = match &self.seen.record {
-            Some(_) => self.serves(member.other()),
-            None => self.member(member.other()).report.as_ref().is_some_and(|other| other.serving_epoch.is_some()),
-        };
+        let other_serves = self.serves(member.other()) || self.serves_by_its_own_word(member.other());
         let missed = other_serves
             && self.member(member.other()).report.as_ref().is_some_and(|other| other.peer_reachable == Some(false));
         if follows && missed { MemberState::Offline } else { report.state }
@@ -284,9 +287,7 @@ fn replacements(situation: &Situation<'_>) -> Vec<Replacement> {
                 !pod.deleting && pod.revision == other.workload.as_ref().and_then(|workload| workload.revision.clone())
             });
         // Without a record nobody else could serve instead.
-        let serves = situation.serves(member)
-            || (situation.seen.record.is_none()
-                && seen.report.as_ref().is_some_and(|said| said.serving_epoch.is_some()));
+        let serves = situation.serves(member) || situation.serves_by_its_own_word(member);
         if !serves || (situation.in_sync() && other_is_new) {
             want("Outdated", format!("the pod of member {member} is of an older template"));
         }

@@ -7,10 +7,12 @@ use crate::events::Events;
 use crate::health::Health;
 use crate::pair::PAIR;
 use crate::reconcile::{after_failure, reconcile};
+use backon::ExponentialBuilder;
 use futures::stream::{BoxStream, select_all};
 use futures::{Stream, StreamExt};
 use kube::runtime::controller::{Config, applier};
 use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::ExponentialBackoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -18,10 +20,14 @@ use std::convert::Infallible;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::time::Duration;
 use tandem_crds::v1alpha1::ReplicationPair;
 
 /// A watch that died silently is noticed after this and five seconds.
 const WATCH_SECONDS: u32 = 25;
+/// Between two tries of a watch; up to the same again is added by chance.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 const TURNS_AT_ONCE: u16 = 8;
 
 type Wakes = BoxStream<'static, ObjectRef<ReplicationPair>>;
@@ -102,8 +108,11 @@ where
     K::DynamicType: Eq + Hash,
 {
     let (store, writer) = reflector::store();
+    // kube's own pauses grow to 30 s: for so long no Service would follow a failover after an outage of the API server.
+    let pauses = ExponentialBuilder::default().with_jitter().without_max_times();
+    let pause: ExponentialBackoff = pauses.with_min_delay(PAUSE_MIN).with_max_delay(PAUSE_MAX).into();
     let changes = watcher(Api::<K>::all(client), config)
-        .default_backoff()
+        .backoff(pause)
         .modify(|object: &mut K| object.managed_fields_mut().clear())
         .reflect(writer)
         .touched_objects();

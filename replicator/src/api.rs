@@ -1,6 +1,8 @@
 //! Clients of the Kubernetes API, and how single objects are watched.
 
+use backon::ExponentialBuilder;
 use futures::StreamExt;
+use kube::runtime::watcher::ExponentialBackoff;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Config, Resource};
 use serde::de::DeserializeOwned;
@@ -13,6 +15,9 @@ use tokio::sync::watch;
 pub const REQUEST_WITHIN: Duration = Duration::from_secs(4);
 /// A watch that died silently is noticed after this and five seconds.
 const WATCH_SECONDS: u32 = 25;
+/// Between two tries of a watch; up to the same again is added by chance.
+const PAUSE_MIN: Duration = Duration::from_millis(500);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// Two ways to the same API.
 #[derive(Clone)]
@@ -81,9 +86,12 @@ where
 {
     let (sender, receiver) = watch::channel(None);
     let settings = watcher::Config::default().fields(&format!("metadata.name={name}")).timeout(WATCH_SECONDS);
+    // kube's own pauses grow to 30 s: a switchover asked for right after an outage of the API server would wait for that.
+    let pauses = ExponentialBuilder::default().with_jitter().without_max_times();
+    let pause: ExponentialBackoff = pauses.with_min_delay(PAUSE_MIN).with_max_delay(PAUSE_MAX).into();
     let name = name.to_owned();
     tokio::spawn(async move {
-        let mut objects = watcher(api, settings).default_backoff().applied_objects().boxed();
+        let mut objects = watcher(api, settings).backoff(pause).applied_objects().boxed();
         while let Some(object) = objects.next().await {
             match object {
                 Ok(object) => {

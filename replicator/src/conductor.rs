@@ -1250,14 +1250,15 @@ impl Conductor {
     /// Brings up to date what only the report says.
     fn account(&self) {
         let (generation, identity) = (self.given.wishes.borrow().generation, self.member.identity());
+        let snapshot = self.member.snapshot();
         let account = Account {
             data_id: identity.map(|identity| identity.data_id.uuid.to_string()),
             boot: identity.map_or(0, |identity| identity.boot),
             position: self.journal_facts().end,
             generation,
             saved_aside: self.saved.clone(),
-            highest_epoch: self.member.snapshot().highest_epoch,
-            testimony: self.member.snapshot().testimony,
+            highest_epoch: snapshot.highest_epoch,
+            testimony: snapshot.testimony,
             promised: identity.map(|identity| identity.promised).unwrap_or_default(),
         };
         self.given.account.send_if_modified(|last| {

@@ -52,8 +52,13 @@ fn main() -> ExitCode {
     }
     let (mut passed, mut failed, mut again) = (0, Vec::new(), Vec::new());
     for (name, play) in chosen(&words) {
-        if share.as_ref().is_some_and(|folder| !take(folder, name)) {
-            continue;
+        match share.as_ref().map_or(Ok(true), |folder| take(folder, name)) {
+            Ok(true) => {}
+            Ok(false) => continue,
+            Err(error) => {
+                eprintln!("take {name}: {error}");
+                return ExitCode::FAILURE;
+            }
         }
         let started = Instant::now();
         println!("{name} ...");
@@ -117,8 +122,12 @@ fn chosen(words: &[String]) -> Vec<Case> {
 }
 
 /// Several processes share the scenarios out among them: each plays what nobody has taken before.
-fn take(folder: &Path, name: &str) -> bool {
-    std::fs::File::create_new(folder.join(name)).is_ok()
+fn take(folder: &Path, name: &str) -> std::io::Result<bool> {
+    match std::fs::File::create_new(folder.join(name)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether a scenario only did not come to its end in time: on a shared machine that is played once more, and said. Whatever

@@ -9,6 +9,7 @@ use tandem_crds::translation;
 use tandem_crds::v1alpha1::{
     HandledRequest, MemberName, MemberReport, MemberState, Promise, RecordContent, RequestResult,
 };
+use tandem_protocol::identity::{Generation, Nonce};
 use tandem_protocol::member::Testimony;
 use tandem_protocol::record::{self, Certificate, PerMember};
 
@@ -74,28 +75,32 @@ pub fn promise(situation: &Situation<'_>, requests: &[HandledRequest], of: Membe
         return situation.member(of).asked.clone();
     }
     let promise = wanted(situation, &reports);
-    let serves = |member: MemberName| able(situation, member).is_some_and(|report| report.serving_epoch.is_some());
     let sworn = |member: &MemberName| swears(situation, *member, &promise).is_some();
     // Whoever serves stops last, when nothing else is missing.
-    let last = serves(of) && witnesses.iter().any(|member| *member != of && !sworn(member));
+    let last = situation.serves_by_its_own_word(of) && witnesses.iter().any(|member| *member != of && !sworn(member));
     (!last).then_some(promise)
 }
 
-/// The promise that was asked for already, unless somebody has heard of a later epoch meanwhile.
+/// The promise to ask for, in the words of objects. Another one for each loss of the record: what was sworn at an earlier one
+/// must not count.
 fn wanted(situation: &Situation<'_>, reports: &[&MemberReport]) -> Promise {
-    let highest = |report: &MemberReport| report.highest_epoch.unwrap_or_default();
-    let fits = |promise: &Promise| {
-        reports.iter().all(|report| highest(report) < promise.epoch || report.promised.as_ref() == Some(promise))
+    let read = |promise: &Promise| translation::generation(promise).ok();
+    let asked = MemberName::BOTH.into_iter().filter_map(|member| read(situation.member(member).asked.as_ref()?));
+    let heard: Vec<(u64, Generation)> = reports
+        .iter()
+        .map(|report| (epoch(report.highest_epoch), report.promised.as_ref().and_then(read).unwrap_or_default()))
+        .collect();
+    let fresh = |epoch: u64| {
+        let digest = Sha256::digest(format!("{}/{epoch}/{}", situation.pair.uid, situation.now.as_nanosecond()));
+        Nonce(digest.iter().take(16).fold(0, |sum, byte| sum << 8 | u128::from(*byte)))
     };
-    let asked = MemberName::BOTH.into_iter().filter_map(|member| situation.member(member).asked.clone());
-    if let Some(promise) = asked.max_by_key(|promise| promise.epoch).filter(|promise| fits(promise)) {
-        return promise;
-    }
-    let heard = reports.iter().map(|report| highest(report)).chain(situation.seen.status.epoch).max();
-    let epoch = heard.unwrap_or_default().saturating_add(1);
-    // Another one for each loss of the record: what was sworn at an earlier one must not count.
-    let digest = Sha256::digest(format!("{}/{epoch}/{}", situation.pair.uid, situation.now.as_nanosecond()));
-    Promise { epoch, nonce: digest.iter().take(16).map(|byte| format!("{byte:02x}")).collect() }
+    let latest = asked.max_by_key(|promise| promise.epoch);
+    translation::promise(&record::to_promise(latest, &heard, epoch(situation.seen.status.epoch), fresh))
+}
+
+/// An epoch that an object shows; none counts as before the first.
+fn epoch(shown: Option<i64>) -> u64 {
+    shown.and_then(|epoch| u64::try_from(epoch).ok()).unwrap_or_default()
 }
 
 /// What a member swears about this promise.

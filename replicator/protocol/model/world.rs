@@ -14,7 +14,9 @@ use std::sync::Arc;
 use tandem_protocol::ack::{AckRule, Marks, acknowledged};
 use tandem_protocol::identity::{Generation, Identity, Nonce, PairId};
 use tandem_protocol::member::{Control, Evidence, Facts, JournalFacts, StateName, Testimony};
-use tandem_protocol::record::{Certificate, PerMember, Record, Request, Version, check, check_forced, rebuilt};
+use tandem_protocol::record::{
+    Certificate, PerMember, Record, Request, Version, check, check_forced, rebuilt, to_promise,
+};
 use tandem_protocol::{Effect, Event, Member, MemberName, Now, Position};
 
 use crate::runs::{Flaw, Run};
@@ -1310,11 +1312,7 @@ impl<'a> Step<'a> {
             let identity = self.world.nodes[of].disk.identity.as_ref();
             identity.map(|identity| (identity.highest_epoch(), identity.promised)).unwrap_or_default()
         });
-        let fits =
-            |asked: &Generation| known.iter().all(|(highest, promised)| *highest < asked.epoch || promised == asked);
-        let epoch = known.iter().map(|(highest, _)| highest + 1).max().unwrap_or(1);
-        let fresh = Generation { epoch, nonce: Nonce(800_000 + u128::from(epoch)) };
-        let promise = self.world.promise.filter(fits).unwrap_or(fresh);
+        let promise = to_promise(self.world.promise, &known, 0, |epoch| Nonce(800_000 + u128::from(epoch)));
         self.world.promise = Some(promise);
         self.tell(of, Event::Testify(promise), 0);
     }

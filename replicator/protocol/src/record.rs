@@ -243,6 +243,24 @@ pub enum NotRebuilt {
     Contradiction,
 }
 
+/// What the members of a pair without a record are asked to promise: what they were asked already, unless somebody has heard
+/// of a later epoch meanwhile; else the epoch after every one that anybody has heard of, with a nonce never used before.
+///
+/// `heard`: of each witness the highest epoch and what it promised last; `later_than`: another epoch known to be over.
+pub fn to_promise(
+    asked: Option<Generation>,
+    heard: &[(u64, Generation)],
+    later_than: u64,
+    nonce: impl FnOnce(u64) -> Nonce,
+) -> Generation {
+    let fits = |asked: &Generation| heard.iter().all(|(highest, promised)| *highest < asked.epoch || promised == asked);
+    asked.filter(fits).unwrap_or_else(|| {
+        let last = heard.iter().map(|(highest, _)| *highest).max().unwrap_or_default().max(later_than);
+        let epoch = last.saturating_add(1);
+        Generation { epoch, nonce: nonce(epoch) }
+    })
+}
+
 /// The record of a pair whose record is gone, from what both members swear: a new epoch that nobody leads yet, with the
 /// fuller copy as the only certified one, and the one that shall claim. A copy that is not whole was following the other when
 /// it became so, and was never certified since: the other one counts then, whatever stands in the journals. (A copy that is

@@ -8,11 +8,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tandem_protocol::identity::{DataId, Generation, MemberName, Nonce, PairId};
+use tandem_protocol::identity::{DataId, MemberName, Nonce, PairId};
 use tandem_protocol::member::effect::Exit;
 use tandem_protocol::member::event::Order;
 use tandem_protocol::member::settings::{AckPolicy, Protection};
-use tandem_protocol::record::{Certificate, PerMember, Request, rebuilt};
+use tandem_protocol::record::{Certificate, PerMember, Request, rebuilt, to_promise};
 use tandem_protocol::{Position, Record, Settings};
 use tokio::runtime::{Builder, RngSeed, Runtime};
 use tokio::sync::{oneshot, watch};
@@ -506,11 +506,8 @@ impl World {
         let [Some(one), Some(two)] = accounts else { return };
         let both = [one, two];
         let asked = self.hosts.iter().filter_map(|host| host.wishes.borrow().testify).max_by_key(|asked| asked.epoch);
-        let fits =
-            |asked: &Generation| both.iter().all(|(highest, promised, ..)| *highest < asked.epoch || promised == asked);
-        let epoch = 1 + both.iter().map(|(highest, ..)| *highest).max().unwrap_or_default();
-        let fresh = Generation { epoch, nonce: Nonce(u128::from(self.now())) };
-        let asked = asked.filter(fits).unwrap_or(fresh);
+        let heard = both.each_ref().map(|(highest, promised, ..)| (*highest, *promised));
+        let asked = to_promise(asked, &heard, 0, |_| Nonce(u128::from(self.now())));
         for host in &self.hosts {
             host.wishes.send_if_modified(|wishes| wishes.testify.replace(asked) != Some(asked));
         }

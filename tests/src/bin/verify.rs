@@ -176,8 +176,8 @@ fn integration_tests() -> Result<Vec<String>> {
 
 /// Two members in one process, a seed for everything that happens to them; and the mistakes it must notice.
 fn simulation(seeds: u64) -> Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(repository()).args(["test", "--workspace", "--quiet", "--lib"]);
+    let mut command = cargo_command();
+    command.args(["test", "--workspace", "--quiet", "--lib"]);
     command.args(["--", "simulation::", "--nocapture", "--test-threads=1"]);
     // In memory: nothing of it must last, and what is lost is decided by the seed.
     let memory = Path::new("/dev/shm");
@@ -188,8 +188,13 @@ fn simulation(seeds: u64) -> Result<()> {
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {
+    run(cargo_command().args(arguments))
+}
+
+fn cargo_command() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    run(command.current_dir(repository()).args(arguments))
+    command.current_dir(repository());
+    command
 }
 
 fn run(command: &mut Command) -> Result<()> {
@@ -213,8 +218,8 @@ fn fuzz(seconds: u64, deep: bool) -> Result<()> {
         targets.extend(name.strip_suffix(".rs").map(|name| format!("fuzz_{name}")));
     }
     targets.sort();
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(repository()).env("RUSTC_WORKSPACE_WRAPPER", home.join("instrument"));
+    let mut command = cargo_command();
+    command.env("RUSTC_WORKSPACE_WRAPPER", home.join("instrument"));
     // With a test among what is built, dependencies have the features that they have in the tests.
     command.args(["build", "--workspace", "--features", "tandem-fuzz/engine", "--test", "seeds", "--bin", "seeds"]);
     command.args(targets.iter().flat_map(|target| ["--bin", target.as_str()])).arg("--message-format=json");
@@ -390,12 +395,16 @@ fn scenarios(stage: &mut Stage, arguments: &Arguments) -> Result<()> {
     }
     stage.ready(second())?;
     let taken = second().folder().join("taken");
-    std::fs::create_dir_all(&taken).context("make a folder for what is taken")?;
+    // A cluster that was kept up has played them before.
+    match std::fs::remove_dir_all(&taken) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).context("forget what was taken before");
+        }
+        Ok(()) | Err(_) => std::fs::create_dir_all(&taken).context("make a folder for what is taken")?,
+    }
     let share = format!("--share={}", taken.display());
     words.push(&share);
-    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let beside = Command::new(program)
-        .current_dir(repository())
+    let beside = cargo_command()
         .args(&words)
         .env("TANDEM_CLUSTER", second().folder())
         .stdin(Stdio::null())
