@@ -70,7 +70,9 @@ pub async fn act(context: &Context, pair: &ValidPair, seen: &Observed, plan: &Pl
         }
     }
     keep_record_with_claims(context, pair, seen, &claims).await?;
-    keys::ensure(context, pair).await?;
+    // A pod whose Secret was deleted cannot begin.
+    let waits = |member: &MemberName| seen.members.get(*member).pod.as_ref().is_none_or(|pod| pod.waiting.is_some());
+    keys::ensure(context, pair, MemberName::BOTH.iter().any(waits)).await?;
     for object in desired::surroundings(pair, plan) {
         apply(context, pair, &object, false).await?;
     }

@@ -14,6 +14,7 @@ mod refusals;
 mod requests;
 mod sdb;
 mod tt;
+mod volumes;
 
 use anyhow::{Result, bail};
 use std::path::{Path, PathBuf};
@@ -102,7 +103,7 @@ fn main() -> ExitCode {
 }
 
 /// All scenarios, in the order in which they are played: the ground first, what takes longest last.
-const ALL: [&[Case]; 10] = [
+const ALL: [&[Case]; 11] = [
     ground::CASES,
     refusals::CASES,
     requests::CASES,
@@ -112,6 +113,7 @@ const ALL: [&[Case]; 10] = [
     ibm::CASES,
     hp::CASES,
     applications::CASES,
+    volumes::CASES,
     outages::CASES,
 ];
 

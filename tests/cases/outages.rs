@@ -16,6 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     ("drain_of_the_masters_node", drain),
     ("deleting_the_pair_keeps_the_volumes", deleting),
     ("d3_8_split", split),
+    ("certificates_change_under_load", certificates),
 ];
 
 /// Something bad, made to happen to the pair that this member leads.
@@ -229,4 +230,45 @@ fn split(stage: &Stage<'_>) -> Result<()> {
     ensure!(pinned.finish().acknowledged().count() == 0, "both acknowledged");
     let history = load.finish();
     history.judge(&pair.records()?).clean()
+}
+
+/// The pair's authority and certificates are made anew, as after a leak: the connection that stands goes on, and the next one
+/// proves itself with the new ones.
+fn certificates(stage: &Stage<'_>) -> Result<()> {
+    let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
+    pair.wait_in_sync("a")?;
+    let epoch = pair.epoch()?;
+    let load = pair.load(2, 0)?;
+    load.progress(50, PATIENCE)?;
+    let authority = |name: &str| {
+        pair.kubectl(&["get", "secret", name, "-o", "go-template={{index .data \"ca.crt\" | base64decode}}"])
+    };
+    let old = authority("orders-ca")?;
+    pair.kubectl(&["delete", "secret", "orders-ca", "orders-a-tls", "orders-b-tls"])?;
+    // It looks at once when it starts.
+    stage.cluster.restart_operator()?;
+    pair.wait(PATIENCE, "new certificates", |_| {
+        let new = authority("orders-ca")?;
+        Ok(new != old && authority("orders-a-tls")? == new && authority("orders-b-tls")? == new)
+    })?;
+    let new = authority("orders-ca")?;
+    for member in ["a", "b"] {
+        let uid = pair.pod(member)?["metadata"]["uid"].as_str().unwrap_or_default().to_string();
+        let file = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~secret/tandem-tls/ca.crt");
+        let node = stage.cluster.node(node_of(member))?;
+        pair.wait(PATIENCE, "kubelet to hand the new certificates over", |_| {
+            Ok(std::fs::read_to_string(node.path(&file)?)? == new)
+        })?;
+    }
+    load.progress(50, PATIENCE)?;
+    let history = load.finish();
+    let verdict = history.judge(&pair.records()?);
+    verdict.clean()?;
+    ensure!(verdict.refused + verdict.unknown == 0, "{} writes failed", verdict.refused + verdict.unknown);
+    ensure!(pair.condition("InSync")?.0 == "True", "the connection did not go on");
+    cut_for(&pair, "b", From::Port(7470))?;
+    pair.wait(PATIENCE, "the members to meet again", |pair| Ok(pair.state("a")? == "PrimaryActive"))?;
+    pair.wait_in_sync("a")?;
+    ensure!(pair.epoch()? == epoch, "leadership moved");
+    pair.wait_equal()
 }

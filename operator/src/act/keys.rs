@@ -14,12 +14,16 @@ use std::time::Duration;
 use tandem_crds::v1alpha1::MemberName;
 
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
+/// ... and while a pod waits for something.
+const LOOK_AGAIN_SOON: Duration = Duration::from_secs(10);
 
-/// Makes what is missing or nearly over.
-pub async fn ensure(context: &Context, pair: &ValidPair) -> Result<(), ActError> {
+/// Makes what is missing or nearly over. Secrets are not watched: that would need the right to read all of them. So who
+/// deletes one, to have it made anew, waits for as long as the next look; not when a pod cannot begin without it.
+pub async fn ensure(context: &Context, pair: &ValidPair, a_pod_waits: bool) -> Result<(), ActError> {
     let path = format!("{}/keys/{}", pair.namespace, pair.uid);
+    let patience = if a_pod_waits { LOOK_AGAIN_SOON } else { LOOK_AGAIN };
     let looked = context.applied.lock().get(&path).map(|(_, at)| *at);
-    if looked.is_some_and(|at| clock::monotonic().saturating_duration_since(at) < LOOK_AGAIN) {
+    if looked.is_some_and(|at| clock::monotonic().saturating_duration_since(at) < patience) {
         return Ok(());
     }
     let now = clock::now();

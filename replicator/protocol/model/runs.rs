@@ -135,6 +135,26 @@ fn lagging() -> Settings {
 
 /// Every run in which everything must hold.
 pub(crate) fn runs() -> Vec<Run> {
+    let forced = Run {
+        forces: 1,
+        epochs: 3,
+        record_writes: 5,
+        lost: 0,
+        cuts: 0,
+        crashes: 0,
+        writes: 1,
+        ..base("S9", "a human's force")
+    };
+    let deleted = Run {
+        deletions: 1,
+        epochs: 3,
+        record_writes: 4,
+        lost: 0,
+        cuts: 0,
+        crashes: 0,
+        writes: 1,
+        ..base("S10", "the record is deleted, and made anew of two testimonies")
+    };
     vec![
         Run { lost: 0, cuts: 0, writes: 1, ..base("S1", "durable, max availability: crashes") },
         Run { crashes: 0, writes: 1, ..base("S2", "the same: the connection, answers of the API late or lost") },
@@ -191,26 +211,19 @@ pub(crate) fn runs() -> Vec<Run> {
             record_writes: 4,
             ..base("S8", "an old snapshot is restored as a new volume")
         },
+        forced.clone(),
+        Run { deep: true, name: "S9c", about: "as S9, with a crash", crashes: 1, record_writes: 4, ..forced },
         Run {
-            forces: 1,
-            epochs: 3,
-            record_writes: 5,
-            lost: 0,
-            cuts: 0,
-            crashes: 0,
-            writes: 1,
-            ..base("S9", "a human's force")
-        },
-        Run {
-            deletions: 1,
-            epochs: 3,
+            settings: noting(),
+            disasters: 1,
+            roll_back: Some(true),
             record_writes: 4,
             lost: 0,
             cuts: 0,
-            crashes: 0,
             writes: 1,
-            ..base("S10", "the record is deleted, and made anew of two testimonies")
+            ..base("H4", "a volume is set back to before what the record notes of it")
         },
+        deleted.clone(),
         Run {
             zombie: true,
             lost: 0,
@@ -238,38 +251,16 @@ pub(crate) fn runs() -> Vec<Run> {
             record_writes: 4,
             ..base("H2", "a stop at any time: no dead end")
         },
+        Run { deep: true, name: "S10c", about: "as S10, with a crash", crashes: 1, ..deleted.clone() },
+        Run { rest: true, name: "H3", about: "the record is deleted at any time: no dead end", ..deleted.clone() },
         Run {
             deep: true,
-            deletions: 1,
-            epochs: 3,
-            record_writes: 4,
-            lost: 0,
-            cuts: 0,
-            writes: 1,
-            ..base("S10c", "as S10, with a crash")
-        },
-        Run {
-            deletions: 1,
-            rest: true,
-            epochs: 3,
-            record_writes: 4,
-            lost: 0,
-            cuts: 0,
-            crashes: 0,
-            writes: 1,
-            ..base("H3", "the record is deleted at any time: no dead end")
-        },
-        Run {
-            deep: true,
-            deletions: 1,
+            crashes: 1,
             disasters: 1,
             lose_volume: true,
-            epochs: 3,
-            record_writes: 4,
-            lost: 0,
-            cuts: 0,
-            writes: 1,
-            ..base("S10v", "as S10, and a volume is lost")
+            name: "S10v",
+            about: "as S10, with a crash, and a volume is lost",
+            ..deleted
         },
         Run {
             deep: true,
@@ -283,6 +274,18 @@ pub(crate) fn runs() -> Vec<Run> {
             ..base("G3", "one volume is lost: no dead end but for a human")
         },
         Run { deep: true, lost: 0, cuts: 0, ..base("S3", "as S1, two operations") },
+        Run { deep: true, cuts: 0, writes: 1, ..base("L1", "as S1, and answers of the API late or lost") },
+        Run { deep: true, lost: 0, writes: 1, record_writes: 5, ..base("L2", "as S1, and the connection") },
+        Run {
+            deep: true,
+            settings: lagging(),
+            lag: Some(2),
+            writes: 3,
+            lost: 0,
+            crashes: 0,
+            record_writes: 5,
+            ..base("L4", "async: at most two operations per failover")
+        },
         Run {
             deep: true,
             failback: true,
@@ -390,6 +393,11 @@ pub(crate) fn naive() -> Vec<Naive> {
             },
             "I2",
             "a volume that was set back is not noticed from the noted positions",
+        ),
+        naive(
+            Run { disasters: 1, roll_back: Some(false), crashes: 1, cuts: 0, ..quiet("N17") },
+            "I2",
+            "nothing: a volume that was set back before the record noted its position cannot be told (the window that remains)",
         ),
         naive(
             Run { zombie: true, ..Run { crashes: 1, ..flawed("N18", Flaw::Zombie) } },

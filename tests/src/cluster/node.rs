@@ -267,11 +267,16 @@ conntrack: {{maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}
     /// Mounts a volume's file system at /mnt/<name>. The loop device writes around the page cache, so that its file holds
     /// exactly what the file system has sent to its disk.
     fn mount_volume(&self, file: &Path) -> Result<()> {
-        let name = file.file_stem().context("a volume has a name")?.to_string_lossy().into_owned();
         let path = file.display().to_string();
         wait(Duration::from_secs(10), "a volume to be let go", || {
             shell::sh("losetup", &["--associated", &path]).is_ok_and(|text| text.trim().is_empty())
         })?;
+        self.attach_volume(file)
+    }
+
+    pub(crate) fn attach_volume(&self, file: &Path) -> Result<()> {
+        let name = file.file_stem().context("a volume has a name")?.to_string_lossy().into_owned();
+        let path = file.display().to_string();
         let device = shell::sh("losetup", &["--find", "--show", "--direct-io=on", &path])?;
         let device = device.trim();
         let script = format!("mkdir -p /mnt/{name} && mount {device} /mnt/{name}");
@@ -281,9 +286,14 @@ conntrack: {{maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}
         mounted.map(drop)
     }
 
+    /// The file that a volume is in.
+    pub fn volume_file(&self, name: &str) -> PathBuf {
+        self.cluster.folder.join("volumes").join(format!("{name}.img"))
+    }
+
     /// Puts a volume away, with everything in it.
     pub fn delete_volume(&self, name: &str) -> Result<()> {
-        let file = self.cluster.folder.join("volumes").join(format!("{name}.img"));
+        let file = self.volume_file(name);
         if self.is_up() {
             // A pod that is still ending may hold it: it goes out of sight now, and for good with that pod.
             shell::run(self.command("umount")?.args(["--lazy", &format!("/mnt/{name}")]))?;
@@ -295,7 +305,7 @@ conntrack: {{maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}}
 
     /// Makes a volume of this many MiB on this node, and the PersistentVolume that offers it.
     pub fn create_volume(&self, name: &str, mebibytes: u64, labels: &str) -> Result<()> {
-        let file = self.cluster.folder.join("volumes").join(format!("{name}.img"));
+        let file = self.volume_file(name);
         let path = file.display().to_string();
         fs::write(file.with_extension("node"), &self.name).context("write a volume's node")?;
         fs::File::create(&file)

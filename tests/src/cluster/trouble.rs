@@ -140,6 +140,18 @@ impl Node {
         self.network_of(any_container)?.heal()
     }
 
+    /// The device under a volume dies: every call that needs it fails from now on, and what was not synced is gone.
+    pub fn fail_volume(&self, volume: &str) -> Result<()> {
+        stop_file_system(&self.path(&format!("/mnt/{volume}"))?)
+    }
+
+    /// Another device with what the dead one kept. Pods that have the volume go on with the dead one until they end.
+    pub fn replace_device(&self, volume: &str) -> Result<()> {
+        shell::run(self.command("umount")?.args(["--lazy", &format!("/mnt/{volume}")]))?;
+        // The dead file system writes nothing any more, so a second device on the same file is no second writer.
+        self.attach_volume(&self.volume_file(volume))
+    }
+
     /// Fills a volume up to the last bytes, in a folder that no application looks into; `free_volume` ends it.
     pub fn fill_volume(&self, volume: &str) -> Result<()> {
         let file = self.filler(volume)?;

@@ -102,6 +102,8 @@ pub const OF_ONE: &[Kind] = &[
     }),
     one("master's pod frozen", 11, 3, Master, |s, c, d, a| one::stops::freezer(s, &c.master, d, a)),
     one("replicant's pod frozen", 11, 2, Nobody, |s, c, d, a| one::stops::freezer(s, &c.replicant, d, a)),
+    one("device under the master's volume dies", 8, 3, Master, |s, c, _, a| one::damage::device(s, c, true, a)),
+    one("device under the replicant's volume dies", 8, 2, Nobody, |s, c, _, a| one::damage::device(s, c, false, a)),
     one("master's journal damaged while it is down", 12, 2, Master, |s, c, d, a| {
         one::damage::journal(s, &c.master, d, a)
     }),

@@ -8,13 +8,10 @@ use std::fmt::Write;
 /// What the matrix asks for and these faults do not do.
 const NOT_COVERED: &[(&str, &str)] = &[
     ("7 disk full", "a scenario of its own (`tests/cases`), not drawn here"),
-    ("8 slow disk, EIO", "the simulation's disk does it; here no layer slows a volume down or lets it fail"),
+    ("8 slow disk", "the simulation's disk is slow at times; here a device dies, and nothing slows one down"),
     ("10 clock jumps, drift", "all nodes share the machine's clock; the simulation's clocks jump and drift"),
     ("13 malformed wire input", "fuzz targets, and strangers on the replication port in `tests/cases`"),
-    (
-        "14 rotation of certificates under load",
-        "wrong certificates are refused in `tests/cases`; rotation is not tried",
-    ),
+    ("14 certificates", "rotation under load and wrong certificates are scenarios in `tests/cases`, not drawn here"),
     (
         "17 volumes swapped, restored or rolled back, the record edited",
         "`tests/cases` and the model; here annotations and the record's deletion",

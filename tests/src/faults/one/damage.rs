@@ -88,6 +88,27 @@ fn change(path: &Path, at: u64, length: u64) -> Result<()> {
     file.sync_all().context("make the damage last")
 }
 
+/// The device under a member's volume dies while it is used. The other member goes on without it; then the owner puts
+/// another device in its place and deletes the pod.
+pub(crate) fn device(subject: &Subject, scene: &Scene, of_master: bool, account: &mut Account) -> Result<()> {
+    let (member, other) = (scene.member(of_master), scene.member(!of_master));
+    let volume = subject.pair.volume(&member.name);
+    account.begin();
+    member.node.fail_volume(&volume)?;
+    let mut last = String::new();
+    let gone_on = wait(PATIENCE, "the other member to go on without it", || {
+        let told = ask_member(&other.address);
+        last = told.ok().and_then(|told| told["state"].as_str().map(String::from)).unwrap_or_default();
+        // With MaxProtection it may lead and acknowledge nothing.
+        last == "PrimaryAlone" || last == "PrimaryUncertain"
+    });
+    let replaced = member.node.replace_device(&volume);
+    gone_on.with_context(|| format!("{} is {last}", other.name))?;
+    replaced?;
+    // By now it may be another one: that one has the dead device too.
+    subject.door.delete(&subject.pod_path(&member.name), None)
+}
+
 /// Bytes of the replicant's plain files change under it; the owner asks for a comparison, and that repairs them.
 pub(crate) fn files(subject: &Subject, scene: &Scene, dice: &mut Dice, account: &mut Account) -> Result<()> {
     let volume = subject.volume(&scene.replicant)?;
