@@ -1,10 +1,12 @@
 //! Performs the journal's records on the volume, in order, up to what is known to be committed. One worker.
 //!
 //! A record that finds no room waits until there is some; any other failure stops the applying for good, because what
-//! follows would be performed on something else than the master has.
+//! follows would be performed on something else than the master has. Unless it failed on the master too, for the same
+//! reason: then the journal says so soon after, and what it says instead is performed.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,15 +16,32 @@ use tokio::sync::watch;
 
 use crate::crew::{self, Bell, Hired, Turn};
 use crate::journal::{Journal, records_after};
-use crate::op::{Op, Stamp};
+use crate::op::{Op, Stamp, UNDONE};
+use crate::volume::perform::file_of;
 
 /// Bytes of records read at once.
 const BATCH_BYTES: usize = 1 << 20;
 /// How long to wait before a record that found no room is tried again.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long to wait before a record that cannot be performed is given up: by then the journal would say that it could not
+/// be performed on the master either.
+const TRIES_MAX: u32 = 100;
+const TRY_INTERVAL: Duration = Duration::from_millis(50);
+/// What makes an operation undone comes soon after it, but other requests' operations may come in between.
+const UNDONE_WITHIN_BYTES: usize = 16 << 20;
+
+/// What to do with an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deed {
+    /// Carry it out.
+    Perform,
+    /// Only let the times be as after it: what it undoes was never done here.
+    ShowTimes,
+}
+
 /// Carries out one operation.
-pub type Perform = Box<dyn Fn(&Op<'_>, Stamp) -> Result<(), Errno> + Send>;
+pub type Perform = Box<dyn Fn(Deed, &Op<'_>, Stamp) -> Result<(), Errno> + Send>;
 
 /// How applying goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,6 +67,16 @@ struct Shared {
     changed: Bell,
     /// Held while records are performed.
     at_work: Mutex<Position>,
+    /// How often the next record could not be performed.
+    tries: AtomicU32,
+}
+
+/// What became of a record.
+enum Done {
+    Performed,
+    NoRoom,
+    /// It may turn out that it failed on the master too.
+    Later,
 }
 
 struct Progress {
@@ -62,6 +91,7 @@ pub fn apply(journal: Arc<Journal>, applied: Position, perform: Perform) -> io::
         progress: Mutex::new(Progress { allowed: applied.seq, stop: false }),
         changed: Bell::default(),
         at_work: Mutex::new(applied),
+        tries: AtomicU32::new(0),
     });
     let (told, listening) = watch::channel(Applied { seq: applied.seq, ..Applied::default() });
     let working = shared.clone();
@@ -150,15 +180,19 @@ impl Shared {
         if batch.count == 0 {
             return Err(format!("journal ends at {} before {allowed}, which is committed", batch.last.seq));
         }
-        let mut no_room = false;
+        let mut stopped = None;
         for record in records_after(done, bytes) {
             let record = record.map_err(|error| error.to_string())?;
             if record.position.seq > allowed && !mistake!(AppliesTooMuch) {
                 break;
             }
             let op = record.op().map_err(|error| error.to_string())?;
-            if !self.perform_one(perform, &op, record.stamp, record.position)? {
-                no_room = true;
+            match self.perform_one(perform, &op, record.stamp, record.position)? {
+                Done::Performed => {}
+                Done::NoRoom => stopped = Some(ROOM_INTERVAL),
+                Done::Later => stopped = Some(TRY_INTERVAL),
+            }
+            if stopped.is_some() {
                 break;
             }
             if self.progress.lock().stop {
@@ -166,27 +200,69 @@ impl Shared {
             }
         }
         let seq = self.at_work.lock().seq;
+        let no_room = stopped == Some(ROOM_INTERVAL);
         told.send_modify(|applied| *applied = Applied { seq, no_room, failure: None });
-        Ok(if no_room { Turn::Wait(Some(ROOM_INTERVAL)) } else { Turn::Again })
+        Ok(stopped.map_or(Turn::Again, |pause| Turn::Wait(Some(pause))))
     }
 
-    /// Whether there was room for it.
-    fn perform_one(&self, perform: &Perform, op: &Op<'_>, stamp: Stamp, position: Position) -> Result<bool, String> {
+    fn perform_one(&self, perform: &Perform, op: &Op<'_>, stamp: Stamp, position: Position) -> Result<Done, String> {
         let mut at_work = self.at_work.lock();
-        match perform(op, stamp) {
-            Ok(()) => {
-                *at_work = position;
-                Ok(true)
+        let failed = |error: Errno| format!("apply record {}: {error}", position.seq);
+        let done = match perform(Deed::Perform, op, stamp) {
+            Ok(()) => Done::Performed,
+            Err(Errno::IO) => return Err(failed(Errno::IO)),
+            // Nothing is there to be undone: what it undoes could not be performed here either.
+            Err(_) if stamp.unique & UNDONE != 0 && file_of(op).is_none() => {
+                perform(Deed::ShowTimes, op, stamp).map_err(failed)?;
+                Done::Performed
             }
-            Err(Errno::NOSPC | Errno::DQUOT) => Ok(false),
-            Err(error) => Err(format!("apply record {}: {error}", position.seq)),
+            Err(error) if self.is_undone(position, stamp)? => {
+                tracing::info!(seq = position.seq, %error, "a record failed here as it did on the master");
+                Done::Performed
+            }
+            Err(Errno::NOSPC | Errno::DQUOT) => Done::NoRoom,
+            Err(error) if self.tries.fetch_add(1, Ordering::Relaxed) >= TRIES_MAX => return Err(failed(error)),
+            Err(_) => Done::Later,
+        };
+        if matches!(done, Done::Performed) {
+            self.tries.store(0, Ordering::Relaxed);
+            *at_work = position;
         }
+        Ok(done)
+    }
+
+    /// Whether the journal says that the request of a record failed.
+    fn is_undone(&self, at: Position, stamp: Stamp) -> Result<bool, String> {
+        if stamp.unique == 0 || stamp.unique & UNDONE != 0 {
+            return Ok(false);
+        }
+        let (mut next, mut read, mut bytes) = (at.seq + 1, 0, Vec::new());
+        while next <= self.journal.end().seq && read < UNDONE_WITHIN_BYTES {
+            bytes.clear();
+            let batch = self.journal.read(next, BATCH_BYTES, &mut bytes).map_err(|error| error.to_string())?;
+            for record in records_after(batch.before, &bytes) {
+                let record = record.map_err(|error| error.to_string())?;
+                if record.stamp.unique == stamp.unique | UNDONE {
+                    return Ok(true);
+                }
+                // Requests of a later reign may have the same numbers.
+                if record.position.epoch != at.epoch {
+                    return Ok(false);
+                }
+            }
+            if batch.count == 0 {
+                break;
+            }
+            read += bytes.len();
+            next = batch.last.seq + 1;
+        }
+        Ok(false)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
 
     use super::*;
     use crate::journal::Options;
@@ -216,7 +292,7 @@ mod tests {
         let journal = journal(folder.path(), 100);
         let seen = Arc::new(Mutex::new(Vec::new()));
         let log = seen.clone();
-        let perform: Perform = Box::new(move |op, _| {
+        let perform: Perform = Box::new(move |_, op, _| {
             log.lock().push(format!("{op:?}"));
             Ok(())
         });
@@ -238,7 +314,7 @@ mod tests {
         let journal = journal(folder.path(), 10);
         let full = Arc::new(AtomicBool::new(true));
         let volume = full.clone();
-        let perform: Perform = Box::new(move |op, _| {
+        let perform: Perform = Box::new(move |_, op, _| {
             if *op == (Op::Drop { id: FileId(3) }) && volume.load(Ordering::Acquire) {
                 return Err(Errno::NOSPC);
             }
@@ -250,5 +326,36 @@ mod tests {
         full.store(false, Ordering::Release);
         wait(&applier, |applied| applied.failure.is_some());
         assert_eq!(applier.stop().seq, 6);
+    }
+
+    #[test]
+    fn what_failed_on_the_master_too_is_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(folder.path(), Options { segment_bytes: 64 << 10, pair: [1; 16] }).unwrap();
+        let (file, parent) = (FileId(9), FileId(1));
+        let request = |unique| Stamp { time: 7, unique };
+        let large = Op::SetXattr { id: file, name: b"user.large", value: b"x" };
+        let gone = Op::RemoveXattr { id: file, name: b"user.large" };
+        let link = Op::Link { id: file, parent, name: b"one too many" };
+        let unlink = Op::Unlink { id: file, parent, name: b"one too many" };
+        let records = [(4, &large), (6, &link), (4 | UNDONE, &gone), (6 | UNDONE, &unlink), (8, &large)];
+        for (unique, op) in records {
+            journal.append(1, request(unique), op).unwrap();
+        }
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = seen.clone();
+        let perform: Perform = Box::new(move |deed, op, stamp| {
+            match (deed, op) {
+                (Deed::Perform, Op::SetXattr { .. }) if stamp.unique == 4 => return Err(Errno::NOSPC),
+                (Deed::Perform, Op::Link { .. }) => return Err(Errno::MLINK),
+                (Deed::Perform, Op::Unlink { .. }) => return Err(Errno::NOENT),
+                _ => log.lock().push((deed, stamp.unique)),
+            }
+            Ok(())
+        });
+        let applier = apply(Arc::new(journal), Position::default(), perform).unwrap();
+        applier.allow(5);
+        wait(&applier, |applied| applied.seq == 5);
+        assert_eq!(*seen.lock(), [(Deed::Perform, 4 | UNDONE), (Deed::ShowTimes, 6 | UNDONE), (Deed::Perform, 8)]);
     }
 }

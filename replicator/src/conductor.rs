@@ -31,7 +31,7 @@ use tandem_protocol::record::{Request, Version};
 use tandem_protocol::{Member, Position, Settings};
 use tokio::sync::{mpsc, watch};
 
-use crate::apply::{self, Applier};
+use crate::apply::{self, Applier, Deed};
 use crate::aside::AsideError;
 use crate::capture::Capture;
 use crate::commit::Commit;
@@ -924,9 +924,14 @@ impl Conductor {
             });
         };
         let performing = Arc::clone(volume);
-        let applier =
-            apply::apply(Arc::clone(journal), position, Box::new(move |op, stamp| performing.perform(op, stamp)))
-                .map_err(on("start to apply"))?;
+        let perform: apply::Perform = Box::new(move |deed, op, stamp| match deed {
+            Deed::Perform => performing.perform(op, stamp),
+            Deed::ShowTimes => {
+                performing.show_times(op, stamp);
+                Ok(())
+            }
+        });
+        let applier = apply::apply(Arc::clone(journal), position, perform).map_err(on("start to apply"))?;
         applier.allow(self.allowed.load(Ordering::Acquire).max(applied));
         *self.allow.lock() = Some(Box::new(applier.allowance()));
         // Whoever follows without performing acknowledges what it could never show.

@@ -11,6 +11,10 @@ pub struct FileId(pub u64);
 /// The root of the volume.
 pub const ROOT: FileId = FileId(1);
 
+/// Set in the request's number on operations that make a failed one undone: the request was answered with an error, or is
+/// to be tried anew.
+pub const UNDONE: u64 = 1 << 62;
+
 /// When and for which request an operation was captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Stamp {

@@ -28,7 +28,7 @@ use crate::checkpoint;
 use crate::journal::{Broken, Journal, ReadError, records_after};
 use crate::manifest::{Manifest, ManifestError};
 use crate::op::codec::CodecError;
-use crate::op::{FileId, Kind, Op, ROOT, Stamp};
+use crate::op::{FileId, Kind, Op, ROOT, Stamp, UNDONE};
 use crate::volume::open::{Descriptors, Folders, backing_of, folder, open_kind, orphan_name, stat_at, stat_of};
 use crate::volume::perform::{Birth, file_of, give_birth, perform_on};
 use crate::volume::tree::{Backing, FileKind, Link, Node, Tree, is_hidden};
@@ -115,8 +115,8 @@ pub enum Scope {
     Everything,
 }
 
-/// Takes one record: its number, its stamp, what it does.
-pub type Visit<'v> = dyn FnMut(u64, Stamp, &Op<'_>) -> Result<(), RedoError> + 'v;
+/// Takes one record: its position, its stamp, what it does.
+pub type Visit<'v> = dyn FnMut(Position, Stamp, &Op<'_>) -> Result<(), RedoError> + 'v;
 
 /// Hands all records after the checkpoint to a visitor, in order. Called twice.
 pub type Replay<'r> = dyn FnMut(&mut Visit<'_>) -> Result<(), RedoError> + 'r;
@@ -168,6 +168,8 @@ struct Survey {
     names: Tree,
     touched: HashSet<FileId>,
     born: HashMap<FileId, Born>,
+    /// Requests that failed after they were journaled, with their epoch, in which their numbers are theirs alone.
+    undone: HashSet<(u64, u64)>,
 }
 
 /// How a volume shall be put in order.
@@ -186,8 +188,12 @@ pub(crate) struct Arrangement {
 }
 
 fn survey(manifest: &Manifest, upto: u64, replay: &mut Replay<'_>) -> Result<Survey, RedoError> {
-    let mut survey = Survey { names: manifest.tree()?, touched: HashSet::new(), born: HashMap::new() };
-    replay(&mut |seq, stamp, op| {
+    let mut survey =
+        Survey { names: manifest.tree()?, touched: HashSet::new(), born: HashMap::new(), undone: HashSet::new() };
+    replay(&mut |at, stamp, op| {
+        if stamp.unique & UNDONE != 0 {
+            survey.undone.insert((at.epoch, stamp.unique & !UNDONE));
+        }
         match op {
             Op::Create { parent, .. } | Op::Link { parent, .. } | Op::Unlink { parent, .. } => {
                 survey.touched.insert(*parent);
@@ -210,15 +216,17 @@ fn survey(manifest: &Manifest, upto: u64, replay: &mut Replay<'_>) -> Result<Sur
             | Op::RemoveXattr { .. }
             | Op::Begin { .. } => {}
         }
-        if seq > upto {
+        if at.seq > upto {
             // Not part of the final state, but its effect may be on the volume.
             return Ok(());
         }
-        survey.names.change(op, stamp.time, Backing::default()).map_err(|reason| RedoError::Contradiction {
-            seq,
-            op: told(op),
-            reason,
-        })?;
+        if let Err(reason) = survey.names.change(op, stamp.time, Backing::default()) {
+            if stamp.unique & UNDONE == 0 {
+                return Err(RedoError::Contradiction { seq: at.seq, op: told(op), reason });
+            }
+            // The list of files is of somebody who could not perform what this undoes.
+            survey.names.show_times(op, stamp.time);
+        }
         if let Op::Create { id, kind, mode, uid, gid, .. } = op {
             survey.born.insert(*id, Born::of(kind, *mode, *uid, *gid));
         }
@@ -616,7 +624,7 @@ pub fn recover(path: &Path, options: Options, journal: &Journal, upto: u64, scop
             let batch = journal.read(next, READ_BYTES, &mut bytes)?;
             for record in records_after(batch.before, &bytes) {
                 let record = record?;
-                visit(record.position.seq, record.stamp, &record.op()?)?;
+                visit(record.position, record.stamp, &record.op()?)?;
             }
             next = batch.last.seq + 1;
         }
@@ -635,6 +643,7 @@ pub fn converge(
     replay: &mut Replay<'_>,
 ) -> Result<Volume, RedoError> {
     let survey = survey(manifest, upto, replay)?;
+    let undone = survey.undone;
     let plan = Arrangement {
         old: manifest.tree()?,
         names: survey.names,
@@ -644,15 +653,23 @@ pub fn converge(
         rebuild_missing: false,
     };
     let (volume, _) = arrange(path, options, plan)?;
-    replay(&mut |seq, _, op| {
+    replay(&mut |at, stamp, op| {
         let Some(id) = file_of(op) else { return Ok(()) };
         // Of a file that is gone in the end nothing needs to be done again.
         let Ok(kind) = volume.kind(id) else { return Ok(()) };
-        if seq > upto {
+        if at.seq > upto {
             return Ok(());
         }
         trouble::step()?;
-        again(&volume, id, kind, op)
+        match again(&volume, id, kind, op) {
+            // It failed on the master when it was new, and failed the request: what the journal says of that comes later.
+            Err(RedoError::Volume { reason, .. })
+                if reason != Errno::IO && undone.contains(&(at.epoch, stamp.unique)) =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
     })?;
     Ok(volume)
 }

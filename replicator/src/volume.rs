@@ -14,10 +14,10 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use rustix::fs::{Dir, Mode, OFlags, fgetxattr};
+use rustix::fs::{Dir, Mode, OFlags, SeekFrom, fgetxattr};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
@@ -67,6 +67,7 @@ pub struct Volume {
     names: RwLock<()>,
     descriptors: Mutex<Descriptors>,
     holds: Mutex<HashMap<FileId, u64>>,
+    file_bytes_max: OnceLock<u64>,
 }
 
 /// Opens the folder that a volume is mounted on.
@@ -159,6 +160,7 @@ impl Volume {
             names: RwLock::new(()),
             descriptors,
             holds: Mutex::new(HashMap::new()),
+            file_bytes_max: OnceLock::new(),
         }
     }
 
@@ -261,6 +263,36 @@ impl Volume {
     pub fn flush_all(&self) -> io::Result<()> {
         self.flush_times()?;
         crate::disk::sync_volume(&self.folders.root)
+    }
+
+    /// Whether a write lies in what the file has already, so that it needs no room (on a file system that writes in place).
+    pub fn overwrites(&self, op: &Op<'_>) -> bool {
+        let Op::Write { id, offset, data } = op else { return false };
+        let hole = self.descriptor(*id).and_then(|file| rustix::fs::seek(&file, SeekFrom::Hole(*offset)));
+        hole.is_ok_and(|hole| hole >= offset.saturating_add(data.len() as u64))
+    }
+
+    /// The largest size that a file may have on this volume.
+    pub(crate) fn file_bytes_max(&self) -> u64 {
+        *self.file_bytes_max.get_or_init(|| {
+            let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+            let Ok(file) = rustix::fs::openat(&self.folders.orphans, ".", flags, Mode::RUSR) else {
+                // A file system without nameless files: it refuses by itself what is too much.
+                return i64::MAX as u64;
+            };
+            let (mut fits, mut beyond) = (0, i64::MAX as u64);
+            if rustix::fs::seek(&file, SeekFrom::Start(beyond)).is_ok() {
+                return beyond;
+            }
+            while beyond - fits > 1 {
+                let middle = fits + (beyond - fits) / 2;
+                match rustix::fs::seek(&file, SeekFrom::Start(middle)) {
+                    Ok(_) => fits = middle,
+                    Err(_) => beyond = middle,
+                }
+            }
+            fits
+        })
     }
 
     /// What an operation needs of space at most, so that capture refuses before it journals.

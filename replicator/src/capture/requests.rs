@@ -243,9 +243,11 @@ impl Capture {
                 self.set_xattr(passage, id, name, value, *flags, *setxattr_flags, reply);
             }
             Operation::RemoveXattr { name } => {
-                let done = passage.file(id, |turn| {
-                    turn.volume().get_xattr(id, name)?;
-                    turn.perform(&Op::RemoveXattr { id, name })
+                let done = passage.file(id, |turn| match turn.volume().get_xattr(id, name) {
+                    // Access rules that are not there may be removed, other attributes not.
+                    Err(Errno::NODATA) if [acl::ACCESS, acl::DEFAULT].contains(name) => Ok(()),
+                    Err(errno) => Err(errno),
+                    Ok(_) => turn.perform(&Op::RemoveXattr { id, name }),
                 });
                 answer(reply, done, |reply, _| reply.ok());
             }
@@ -400,7 +402,11 @@ impl Capture {
             let born = born(turn.volume(), parent, who, of, mode, umask)?;
             let id = turn.done().and_then(Done::file).unwrap_or_else(|| turn.volume().next_id());
             turn.perform(&Op::Create { id, parent, name, kind, mode: born.mode, uid: who.uid, gid: born.gid })?;
-            endow(turn, id, &born)?;
+            if let Err(errno) = endow(turn, id, &born) {
+                // Without its access rules it would let in more than it should.
+                turn.take_back(id, Some((parent, name)))?;
+                return Err(errno);
+            }
             // Held before anybody else may take a turn: it must not be dropped under the kernel's hands.
             turn.volume().hold(id);
             Ok(id)
@@ -419,8 +425,11 @@ impl Capture {
             let born = born(turn.volume(), parent, who, FileKind::File, mode, umask)?;
             let id = turn.done().and_then(Done::file).unwrap_or_else(|| turn.volume().next_id());
             turn.perform(&Op::CreateUnnamed { id, mode: born.mode, uid: who.uid, gid: born.gid })?;
+            if let Err(errno) = endow(turn, id, &born) {
+                turn.take_back(id, None)?;
+                return Err(errno);
+            }
             turn.volume().hold(id);
-            endow(turn, id, &born)?;
             turn.volume().attributes(id)
         });
         answer(reply, made, |reply, found| reply.created(&Entry::found(attr_of(&found)), 0, FOPEN_KEEP_CACHE));

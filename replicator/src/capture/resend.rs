@@ -4,11 +4,8 @@
 use std::collections::HashMap;
 
 use crate::journal::{Journal, records_after};
-use crate::op::{FileId, Op};
+use crate::op::{FileId, Op, UNDONE};
 
-/// Set in the request's number on operations that make a failed one undone: the request was answered with an error, or is
-/// to be tried anew.
-pub(crate) const UNDONE: u64 = 1 << 62;
 /// The request's number on the first operation of a reign that goes on with the connection of the reign before.
 pub(crate) const RESUMED: u64 = 1;
 

@@ -12,10 +12,10 @@ use rustix::io::Errno;
 
 use super::gate::{Gate, Word};
 use super::requests::Waiting;
-use super::resend::{Done, RESUMED, UNDONE};
+use super::resend::{Done, RESUMED};
 use crate::clock;
 use crate::journal::{Journal, JournalError};
-use crate::op::{FileId, Op, Stamp};
+use crate::op::{FileId, Op, Stamp, UNDONE};
 use crate::volume::Volume;
 
 const STRIPES: usize = 64;
@@ -45,6 +45,8 @@ struct Space {
     free: AtomicU64,
     /// When `free` was asked for, in milliseconds; 0: never.
     asked: AtomicU64,
+    /// No file can be made any more; what is there can be written to.
+    no_files: AtomicBool,
 }
 
 /// A mutation that passed the gate. While it lives, nobody who held the gate believes that all stands still. A thread has
@@ -152,18 +154,32 @@ impl Sequencer {
         let now = u64::try_from(clock::monotonic().as_millis()).unwrap_or(u64::MAX).max(1);
         let asked = self.space.asked.load(Ordering::Acquire);
         if asked == 0 || now.saturating_sub(asked) > SPACE_AGE_MILLIS {
-            let space = self.volume.statfs()?;
-            let reserve = RESERVE_BYTES.min(space.blocks * space.block_size / 100);
-            let free = (space.blocks_available * space.block_size).saturating_sub(reserve);
-            self.space.free.store(if space.files > 0 && space.files_free == 0 { 0 } else { free }, Ordering::Release);
-            self.space.asked.store(now, Ordering::Release);
+            self.ask_for_space(now)?;
         }
-        // Not exact when several write at once: that is what the reserve is for.
-        let free = self.space.free.load(Ordering::Acquire);
-        if needed > free {
+        if matches!(op, Op::Create { .. } | Op::CreateUnnamed { .. }) && self.space.no_files.load(Ordering::Acquire) {
             return Err(Errno::NOSPC);
         }
+        // Not exact when several write at once: that is what the reserve is for.
+        let mut free = self.space.free.load(Ordering::Acquire);
+        if needed > free {
+            // Room may have come back since it was asked for, and what is written over needs none.
+            self.ask_for_space(now)?;
+            free = self.space.free.load(Ordering::Acquire);
+            if needed > free {
+                return if self.volume.overwrites(op) { Ok(()) } else { Err(Errno::NOSPC) };
+            }
+        }
         self.space.free.fetch_sub(needed.min(free), Ordering::AcqRel);
+        Ok(())
+    }
+
+    fn ask_for_space(&self, now: u64) -> Result<(), Errno> {
+        let space = self.volume.statfs()?;
+        let reserve = RESERVE_BYTES.min(space.blocks * space.block_size / 100);
+        let free = (space.blocks_available * space.block_size).saturating_sub(reserve);
+        self.space.free.store(free, Ordering::Release);
+        self.space.no_files.store(space.files > 0 && space.files_free == 0, Ordering::Release);
+        self.space.asked.store(now, Ordering::Release);
         Ok(())
     }
 }
@@ -250,44 +266,69 @@ impl Turn<'_> {
         Ok(())
     }
 
+    /// A file that this very turn made goes again, because something else of the same request failed.
+    pub(crate) fn take_back(&mut self, id: FileId, name: Option<(FileId, &[u8])>) -> Result<(), Errno> {
+        self.mark_undone();
+        if let Some((parent, name)) = name {
+            self.perform(&Op::Unlink { id, parent, name })?;
+        }
+        self.perform(&Op::Drop { id })
+    }
+
+    /// The request fails: if it is sent again, it is performed anew.
+    fn mark_undone(&mut self) {
+        if self.stamp.unique != 0 {
+            self.stamp.unique |= UNDONE;
+        }
+    }
+
+    /// Journals a part of what makes the failed operation undone. Whoever performs the journal performs it; here only the
+    /// times are left to be as they are there.
+    fn restore(&mut self, op: &Op<'_>) -> Result<(), Errno> {
+        self.journal(op)?;
+        self.sequencer.volume.show_times(op, self.stamp);
+        Ok(())
+    }
+
     /// Journals what makes the failed operation undone; the volume already is as if it had not been (or, for content, is as
     /// it is, which is then what gets journaled).
     fn undo(&mut self, op: &Op<'_>) -> Result<(), Errno> {
         let volume = Arc::clone(&self.sequencer.volume);
-        if self.stamp.unique != 0 {
-            // The request fails: if it is sent again, it is performed anew.
-            self.stamp.unique |= UNDONE;
-        }
+        self.mark_undone();
         match op {
             Op::Create { id, parent, name, .. } => {
                 if volume.lookup(*parent, name).is_some() {
                     return Err(Errno::EXIST);
                 }
-                self.journal(&Op::Unlink { id: *id, parent: *parent, name })?;
-                self.journal(&Op::Drop { id: *id })
+                self.restore(&Op::Unlink { id: *id, parent: *parent, name })?;
+                self.restore(&Op::Drop { id: *id })
             }
-            Op::CreateUnnamed { id, .. } => self.journal(&Op::Drop { id: *id }),
+            Op::CreateUnnamed { id, .. } => self.restore(&Op::Drop { id: *id }),
             Op::Link { id, parent, name } => {
                 if volume.lookup(*parent, name).is_some() {
                     return Err(Errno::EXIST);
                 }
-                self.journal(&Op::Unlink { id: *id, parent: *parent, name })
+                self.restore(&Op::Unlink { id: *id, parent: *parent, name })
             }
             Op::Write { id, offset, data } => self.restate(*id, *offset, data.len() as u64),
             Op::Truncate { id, .. } => self.restate(*id, 0, 0),
-            Op::Allocate { id, offset, length, .. } | Op::Zero { id, offset, length, .. } => {
-                self.restate(*id, *offset, *length)
+            Op::Allocate { id, offset, length, .. }
+            | Op::Zero { id, offset, length, .. }
+            | Op::Punch { id, offset, length } => self.restate(*id, *offset, *length),
+            Op::SetXattr { id, name, .. } => {
+                match volume.get_xattr(*id, name) {
+                    Ok(value) => self.restore(&Op::SetXattr { id: *id, name, value: &value })?,
+                    Err(Errno::NODATA) => self.restore(&Op::RemoveXattr { id: *id, name })?,
+                    Err(errno) => return Err(errno),
+                }
+                // Access rules carry rights along, and leave them behind when they go.
+                self.restore(&Op::SetMode { id: *id, mode: volume.attributes(*id)?.mode })
             }
-            Op::SetXattr { id, name, .. } => match volume.get_xattr(*id, name) {
-                Ok(value) => self.journal(&Op::SetXattr { id: *id, name, value: &value }),
-                Err(Errno::NODATA) => self.journal(&Op::RemoveXattr { id: *id, name }),
-                Err(errno) => Err(errno),
-            },
             Op::Rename { id, parent, name, new_parent, new_name, replaced: None } => {
                 if volume.lookup(*parent, name) != Some(*id) {
                     return Err(Errno::EXIST);
                 }
-                self.journal(&Op::Rename {
+                self.restore(&Op::Rename {
                     id: *id,
                     parent: *new_parent,
                     name: new_name,
@@ -299,15 +340,14 @@ impl Turn<'_> {
             // A quota may forbid a change of owner.
             Op::SetOwner { id, .. } => {
                 let now = volume.attributes(*id)?;
-                self.journal(&Op::SetOwner { id: *id, uid: now.uid, gid: now.gid })?;
-                self.journal(&Op::SetMode { id: *id, mode: now.mode })
+                self.restore(&Op::SetOwner { id: *id, uid: now.uid, gid: now.gid })?;
+                self.restore(&Op::SetMode { id: *id, mode: now.mode })
             }
             // These need no room. If they fail all the same, nobody knows what the volume holds.
             Op::Unlink { .. }
             | Op::Rename { .. }
             | Op::Exchange { .. }
             | Op::Drop { .. }
-            | Op::Punch { .. }
             | Op::SetMode { .. }
             | Op::SetTimes { .. }
             | Op::RemoveXattr { .. }
@@ -319,7 +359,7 @@ impl Turn<'_> {
     fn restate(&mut self, id: FileId, offset: u64, length: u64) -> Result<(), Errno> {
         let volume = Arc::clone(&self.sequencer.volume);
         let size = volume.attributes(id)?.size;
-        self.journal(&Op::Truncate { id, size })?;
+        self.restore(&Op::Truncate { id, size })?;
         let mut at = offset;
         let end = offset.saturating_add(length).min(size);
         let mut buffer = vec![0; 1 << 20];
@@ -329,7 +369,7 @@ impl Turn<'_> {
             if got == 0 {
                 break;
             }
-            self.journal(&Op::Write { id, offset: at, data: &buffer[..got] })?;
+            self.restore(&Op::Write { id, offset: at, data: &buffer[..got] })?;
             at += got as u64;
         }
         Ok(())

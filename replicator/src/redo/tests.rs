@@ -14,7 +14,7 @@ use tandem_protocol::Position;
 fn records(history: &History, after: u64) -> impl FnMut(&mut Visit<'_>) -> Result<(), RedoError> {
     move |visit| {
         for (at, (stamp, op)) in history.records.iter().enumerate().skip(after as usize) {
-            visit(at as u64 + 1, *stamp, op)?;
+            visit(self::at(at as u64 + 1), *stamp, op)?;
         }
         Ok(())
     }

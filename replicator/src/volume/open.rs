@@ -130,7 +130,14 @@ impl Folders {
     pub(crate) fn open(root: OwnedFd) -> Result<Folders, Errno> {
         let own = folder(root.as_fd(), FOLDER)?;
         let orphans = Arc::new(folder(own.as_fd(), ORPHANS)?);
-        folder(own.as_fd(), STAGING)?;
+        let staging = folder(own.as_fd(), STAGING)?;
+        // The volume's root may hand access rules down: files that are made in here must not inherit any.
+        for folder in [own.as_fd(), orphans.as_fd(), staging.as_fd()] {
+            match rustix::fs::fremovexattr(folder, "system.posix_acl_default") {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(Folders { root: Arc::new(root), orphans })
     }
 }

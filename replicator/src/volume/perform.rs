@@ -209,6 +209,20 @@ pub(crate) fn file_of(op: &Op<'_>) -> Option<FileId> {
     }
 }
 
+/// How far into its file an operation reaches.
+fn end_of(op: &Op<'_>) -> Option<u64> {
+    if let Op::Allocate { offset, length, .. } | Op::Punch { offset, length, .. } | Op::Zero { offset, length, .. } = op
+    {
+        Some(offset.saturating_add(*length))
+    } else if let Op::Write { offset, data, .. } = op {
+        Some(offset.saturating_add(data.len() as u64))
+    } else if let Op::Truncate { size, .. } = op {
+        Some(*size)
+    } else {
+        None
+    }
+}
+
 /// Makes a file under a name, with exactly the owner and rights it shall have. `inherits`: the directory would hand
 /// down access rules, which are taken away again. What cannot be finished is removed.
 pub(crate) fn give_birth(
@@ -284,7 +298,15 @@ impl Volume {
         {
             return Err(Errno::INVAL);
         }
+        if end_of(op).is_some_and(|end| end > self.file_bytes_max()) {
+            return Err(Errno::FBIG);
+        }
         self.tree.read().check(op)
+    }
+
+    /// The times that an operation leaves behind, of one that is not performed here because what it undoes was not either.
+    pub fn show_times(&self, op: &Op<'_>, stamp: Stamp) {
+        self.tree.read().show_times(op, stamp.time);
     }
 
     /// Carries an operation out. The caller excludes others on the file concerned (content), or on all names (names).

@@ -680,6 +680,20 @@ impl Tree {
         Ok(())
     }
 
+    /// The times that an operation leaves behind, and nothing else of it.
+    pub fn show_times(&self, op: &Op<'_>, time: i64) {
+        if let Op::Unlink { id, parent, .. } = op {
+            self.touch(*id, time);
+            self.touch_content_of(*parent, time);
+        } else if let Op::Rename { id, parent, new_parent, .. } = op {
+            self.touch(*id, time);
+            self.touch_content_of(*parent, time);
+            self.touch_content_of(*new_parent, time);
+        } else {
+            self.change_times(op, time);
+        }
+    }
+
     /// The part of `change` that needs no exclusive access: operations that leave names alone.
     pub fn change_times(&self, op: &Op<'_>, time: i64) {
         match op {

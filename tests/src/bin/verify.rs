@@ -113,6 +113,7 @@ fn main() -> ExitCode {
         let model = ["run", "--quiet", "--release", "--package", "tandem-protocol", "--features", "mutations"];
         cargo(&[&model[..], &quick, &["--example", "model", "--"], deep].concat())
     });
+    tally.step("posix", || posix(arguments.deep));
     tally.step("fuzz", || fuzz(arguments.fuzz_seconds, arguments.deep));
     tally.step("kinds as YAML are current", || {
         run(Command::new(built("crdgen")?).current_dir(repository()).arg("--check"))
@@ -300,38 +301,48 @@ fn fuzz_one(program: &Path, target: &str, place: &Path, seconds: u64, deep: bool
     bail!("{}\n{story}", output.status)
 }
 
-/// cargo-deny, built into the cache the first time. Its advisories need a network that a check must not depend on.
-fn dependencies() -> Result<()> {
+/// A program of somebody else's, built into the cache the first time.
+fn tool(name: &str, version: &str) -> Result<PathBuf> {
     let tools = cache().join("tools");
-    let program = tools.join("bin/cargo-deny");
+    let program = tools.join("bin").join(name);
     if !program.exists() {
-        let root = tools.display().to_string();
-        let build = cache().join("tools/build").display().to_string();
+        let (root, build) = (tools.display().to_string(), tools.join("build"));
+        let place = build.display().to_string();
+        eprintln!("building {name} (once, some minutes)");
         // Not optimised: it is built more often than it would save time.
-        eprintln!("building cargo-deny (once, some minutes)");
-        cargo(&[
-            "install",
-            "--quiet",
-            "--debug",
-            "--locked",
-            "--root",
-            &root,
-            "--target-dir",
-            &build,
-            "--version",
-            "0.20.2",
-            "cargo-deny",
-        ])?;
+        let words = ["install", "--quiet", "--debug", "--locked", "--root", &root, "--target-dir", &place];
+        cargo(&[&words[..], &["--version", version, name]].concat())?;
         std::fs::remove_dir_all(&build).context("remove what the build left")?;
     }
-    run(Command::new(program).current_dir(repository()).args([
-        "--log-level",
-        "error",
-        "check",
-        "bans",
-        "licenses",
-        "sources",
-    ]))
+    Ok(program)
+}
+
+/// The advisories of cargo-deny need a network that a check must not depend on.
+fn dependencies() -> Result<()> {
+    let program = tool("cargo-deny", "0.20.2")?;
+    let words = ["--log-level", "error", "check", "bans", "licenses", "sources"];
+    run(Command::new(program).current_dir(repository()).args(words))
+}
+
+/// What other people's programs think of the file system that an application sees.
+fn posix(deep: bool) -> Result<()> {
+    tool("pjdfstest", "0.2.2")?;
+    let folder = tool("fsx", "0.3.2")?.parent().context("a program is in a folder")?.to_path_buf();
+    let operations = if deep { "200000" } else { "5000" };
+    run(cargo_command()
+        .args([
+            "test",
+            "--quiet",
+            "--workspace",
+            "--test",
+            "posix",
+            "--",
+            "--ignored",
+            "--nocapture",
+            "--test-threads=1",
+        ])
+        .env("TANDEM_POSIX_TOOLS", folder)
+        .env("TANDEM_FSX_OPERATIONS", operations))
 }
 
 /// The chart is clean and renders, with its defaults and with everything turned around.

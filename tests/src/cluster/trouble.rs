@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What a node's volumes keep when it goes down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -342,6 +342,33 @@ impl Cluster {
         let id = self.process("apiserver")?;
         let id = i32::try_from(id).ok().and_then(Pid::from_raw).context("a process id")?;
         kill_process(id, if frozen { Signal::STOP } else { Signal::CONT }).context("freeze or thaw the API server")
+    }
+
+    /// Waits until Services lead where they should again. Whatever keeps them so pauses for up to a minute after the API
+    /// server was away, and until then a failover looks as if nobody served.
+    pub fn wait_for_routes(&self) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?.as_micros();
+        let name = format!("canary-{now}");
+        self.apply(&format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: tandem-system}}
+spec:
+  selector: {{app.kubernetes.io/component: operator}}
+  publishNotReadyAddresses: true
+  ports: [{{port: 7}}]
+"
+        ))?;
+        let nodes = self.nodes()?;
+        let routed = wait(Duration::from_secs(120), "Services to be routed again", || {
+            let leads = |node: &Node| -> Result<bool> {
+                let rules = shell::run(node.command("nft")?.args(["list", "ruleset"]))?;
+                Ok(rules.lines().any(|line| line.contains("endpoint-") && line.contains(&name)))
+            };
+            nodes.iter().all(|node| leads(node).unwrap_or(false))
+        });
+        self.kubectl(&["-n", "tandem-system", "delete", "service", &name])?;
+        routed
     }
 
     pub fn resume_api_server(&self) -> Result<()> {

@@ -29,6 +29,7 @@ fn without_api(
     cluster.resume_api_server()?;
     // Kubelets that were not heard for long count as lost until they are heard again.
     cluster.wait_for_nodes()?;
+    cluster.wait_for_routes()?;
     done
 }
 
@@ -90,6 +91,7 @@ fn slowly(
         std::thread::sleep(Duration::from_millis(dice.between(100, 1500)));
     }
     cluster.wait_for_nodes()?;
+    cluster.wait_for_routes()?;
     done
 }
 

@@ -1,0 +1,219 @@
+//! POSIX to the letter, judged by other people's programs on a pair in sync: `pjdfstest` for what every call must do, `fsx`
+//! for what a file holds after many of them. `cargo verify -- --only posix` builds both and says where they are.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a test says what it expects by panicking
+
+mod harness;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::Pair;
+
+/// Who has no rights of his own.
+const NOBODY: u32 = 65534;
+
+fn tool(name: &str) -> PathBuf {
+    let folder = std::env::var_os("TANDEM_POSIX_TOOLS").unwrap_or_else(|| panic!("run `cargo verify -- --only posix`"));
+    PathBuf::from(folder).join(name)
+}
+
+/// Why a case may fail here.
+fn excused(case: &str) -> bool {
+    // Device files: the sidecar has no right to make any, and a volume that brings some along would hand rights out.
+    case.split("::").any(|part| part == "block" || part == "char")
+        // The C library says that a file of an unknown file system has 127 names at most; more are possible.
+        || case == "link::link_count_max"
+}
+
+fn in_sync(number: u8) -> Pair {
+    let mut pair = Pair::new(number);
+    pair.start("a");
+    pair.wait_serving("a");
+    pair.start("b");
+    pair.wait_in_sync("a");
+    pair
+}
+
+/// What each case came to, by its name.
+fn cases(folder: &Path, root: bool) -> BTreeMap<String, String> {
+    let place = tempfile::tempdir().unwrap();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let settings = place.path().join("settings.toml");
+    fs::write(
+        &settings,
+        "[features]\nposix_fallocate = {}\nrename_ctime = {}\nutimensat = {}\nutime_now = {}\nstat_st_birthtime = {}\n\
+         [settings]\nnaptime = 0.02\nallow_remount = false\n\
+         [dummy_auth]\nentries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]]\n",
+    )
+    .unwrap();
+    let mut command = Command::new(tool("pjdfstest"));
+    command.arg("-c").arg(&settings).arg("-p").arg(folder).env("NO_COLOR", "1");
+    if !root {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    let output = command.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut found = BTreeMap::new();
+    for line in told.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let [name, result @ ("ok" | "FAILED" | "skipped")] = words[..] {
+            found.insert(name.to_string(), result.to_string());
+        }
+    }
+    assert!(found.len() > 300, "{told}{}", String::from_utf8_lossy(&output.stderr));
+    found
+}
+
+#[test]
+#[ignore = "needs pjdfstest: cargo verify -- --only posix"]
+fn every_case_that_the_volume_passes_passes_here() {
+    let mut pair = in_sync(61);
+    for root in [true, false] {
+        let here = pair.mount("a").join("cases");
+        let there = pair.home("a").join("cases");
+        for folder in [&here, &there] {
+            fs::create_dir(folder).unwrap();
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        // Whoever has no rights of his own must at least reach them.
+        let home = pair.home("a");
+        for folder in [home.as_path(), home.parent().unwrap()] {
+            fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let (expected, found) = (cases(&there, root), cases(&here, root));
+        let passed = found.values().filter(|result| *result == "ok").count();
+        println!("{passed} of {} cases pass {}", found.len(), if root { "as root" } else { "as nobody" });
+        let worse: Vec<&String> = expected
+            .iter()
+            .filter(|(name, result)| *result == "ok" && found[*name] != "ok" && !excused(name))
+            .map(|(name, _)| name)
+            .collect();
+        assert!(worse.is_empty(), "passed by the volume, not here: {worse:?}");
+        fs::remove_dir(&here).unwrap();
+        fs::remove_dir(&there).unwrap();
+    }
+    equal(&pair);
+    pair.stop("b");
+    pair.stop("a");
+}
+
+#[test]
+#[ignore = "needs fsx: cargo verify -- --only posix"]
+fn random_operations_on_one_file_read_as_they_were_written() {
+    let count = std::env::var("TANDEM_FSX_OPERATIONS").unwrap_or_else(|_| "5000".into());
+    let mut pair = in_sync(62);
+    let settings = pair.home("a").join("fsx.toml");
+    fs::write(
+        &settings,
+        "flen = 1048576\n[opsize]\nmax = 131072\n[weights]\nclose_open = 1\nread = 10\nwrite = 10\nmapread = 10\n\
+         mapwrite = 10\ninvalidate = 1\ntruncate = 5\nfsync = 1\nfdatasync = 1\nposix_fallocate = 2\npunch_hole = 3\n\
+         sendfile = 2\nposix_fadvise = 1\ncopy_file_range = 3\n",
+    )
+    .unwrap();
+    for seed in 1..=8 {
+        let mut command = Command::new(tool("fsx"));
+        command.arg("-f").arg(&settings).args(["-N", &count, "-S", &seed.to_string()]).arg("-P").arg(pair.home("a"));
+        let output = command.arg(pair.mount("a").join(format!("file-{seed}"))).output().unwrap();
+        let told = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "seed {seed}: {}", String::from_utf8_lossy(&told));
+    }
+    println!("8 seeds, {count} operations each");
+    equal(&pair);
+    pair.stop("b");
+    pair.stop("a");
+}
+
+/// Waits until both volumes hold the same.
+fn equal(pair: &Pair) {
+    let mut last = String::new();
+    let same = harness::waited(|| {
+        let [a, b] = ["a", "b"].map(|member| tree(&pair.volume(member)));
+        last = a
+            .iter()
+            .find(|(path, look)| b.get(*path) != Some(*look))
+            .map(|(path, look)| format!("{}: {look:?} and {:?}", path.display(), b.get(path)))
+            .unwrap_or_default();
+        a == b
+    });
+    assert!(same, "the volumes differ: {last}");
+}
+
+/// What there is to see of everything on a volume but Tandem's own folder.
+fn tree(root: &Path) -> BTreeMap<PathBuf, (u32, u32, u32, u64, u64, i64, Option<String>)> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![root.to_path_buf()];
+    while let Some(folder) = open.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let Ok(look) = path.symlink_metadata() else { continue };
+            if entry.file_name() == ".tandem" {
+                continue;
+            }
+            let content = look.is_file().then(|| {
+                let bytes = fs::read(&path).unwrap_or_default();
+                blake3::hash(&bytes).to_hex().to_string()
+            });
+            if look.is_dir() {
+                open.push(path.clone());
+            }
+            let size = if look.is_dir() { 0 } else { look.size() };
+            let time = look.mtime().saturating_mul(1_000_000_000).saturating_add(look.mtime_nsec());
+            found.insert(
+                path.strip_prefix(root).unwrap_or(&path).to_path_buf(),
+                (look.mode(), look.uid(), look.gid(), look.nlink(), size, time, content),
+            );
+        }
+    }
+    found
+}
+
+/// Calls that the volume itself refuses, some of them only after they were journaled: the application is told what the volume
+/// says, and both members are none the worse for it.
+#[test]
+fn what_the_volume_refuses_is_refused_and_nothing_else_happens() {
+    use rustix::fs::{FallocateFlags, XattrFlags, fallocate, fsetxattr, ftruncate};
+    let mut pair = in_sync(63);
+    let here = fs::File::options().create(true).read(true).write(true).truncate(true).open(pair.mount("a").join("f"));
+    let there = fs::File::options().create(true).read(true).write(true).truncate(true).open(pair.home("a").join("f"));
+    let (here, there) = (here.unwrap(), there.unwrap());
+    let far = i64::MAX as u64;
+    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let tries: [(&str, &dyn Fn(&fs::File) -> rustix::io::Result<()>); 7] = [
+        ("a large attribute", &|file| fsetxattr(file, "user.large", &[7; 5000], XattrFlags::empty())),
+        ("a small attribute", &|file| fsetxattr(file, "user.small", &[7; 50], XattrFlags::empty())),
+        ("a size beyond all measure", &|file| ftruncate(file, 999_999_999_999_999)),
+        ("a hole up to the end of the world", &|file| fallocate(file, punch, 4096, far - 4096)),
+        ("space without end", &|file| fallocate(file, FallocateFlags::empty(), 0, far)),
+        ("a write far out", &|file| rustix::io::pwrite(file, b"x", far - 10).map(drop)),
+        ("an ordinary write", &|file| rustix::io::pwrite(file, b"hello", 0).map(drop)),
+    ];
+    for (what, attempt) in tries {
+        assert_eq!(attempt(&here), attempt(&there), "{what}");
+    }
+    for number in 0..66_000 {
+        let name = format!("link-{number}");
+        let linked = [pair.mount("a"), pair.home("a")]
+            .map(|root| fs::hard_link(root.join("f"), root.join(&name)).map_err(|error| error.raw_os_error()));
+        assert_eq!(linked[0], linked[1], "{name}");
+        if linked[0].is_err() {
+            println!("no more than {number} more links");
+            break;
+        }
+    }
+    here.sync_all().unwrap();
+    drop(here);
+    assert_eq!(pair.shown("b")["state"], "SecondaryActive", "{}", pair.story());
+    equal(&pair);
+    // Whoever takes over, or begins again with its own journal, finds nothing that it cannot perform.
+    pair.kill("a");
+    pair.wait_serving("b");
+    assert_eq!(fs::read(pair.mount("b").join("f")).unwrap(), b"hello");
+    pair.start("a");
+    pair.wait_in_sync("b");
+    equal(&pair);
+}
