@@ -6,7 +6,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -14,6 +13,7 @@ use rustix::io::Errno;
 use tandem_protocol::Position;
 use tokio::sync::watch;
 
+use crate::clock;
 use crate::crew::{self, Bell, Hired, Turn};
 use crate::journal::{Journal, records_after};
 use crate::op::{Op, Stamp, UNDONE};
@@ -26,10 +26,8 @@ const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long to wait before a record that cannot be performed is given up: by then the journal would say that it could not
 /// be performed on the master either.
-const TRIES_MAX: u32 = 100;
+const UNDONE_WITHIN: Duration = Duration::from_secs(10);
 const TRY_INTERVAL: Duration = Duration::from_millis(50);
-/// What makes an operation undone comes soon after it, but other requests' operations may come in between.
-const UNDONE_WITHIN_BYTES: usize = 16 << 20;
 
 /// What to do with an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +65,21 @@ struct Shared {
     changed: Bell,
     /// Held while records are performed.
     at_work: Mutex<Position>,
-    /// How often the next record could not be performed.
-    tries: AtomicU32,
+    /// How far the journal was searched for what undoes the record that cannot be performed.
+    looked: Mutex<Option<Looked>>,
+}
+
+/// How far the journal was searched.
+#[derive(Clone, Copy)]
+struct Looked {
+    /// For what undoes this record,
+    at: u64,
+    /// from here on it was not searched yet.
+    next: u64,
+    /// When the record failed first.
+    since: Duration,
+    /// What is certain.
+    verdict: Option<bool>,
 }
 
 /// What became of a record.
@@ -91,7 +102,7 @@ pub fn apply(journal: Arc<Journal>, applied: Position, perform: Perform) -> io::
         progress: Mutex::new(Progress { allowed: applied.seq, stop: false }),
         changed: Bell::default(),
         at_work: Mutex::new(applied),
-        tries: AtomicU32::new(0),
+        looked: Mutex::new(None),
     });
     let (told, listening) = watch::channel(Applied { seq: applied.seq, ..Applied::default() });
     let working = shared.clone();
@@ -153,6 +164,11 @@ impl Drop for Applier {
     }
 }
 
+/// How names answer that are not, or not any more, as an operation expects them.
+fn is_not_there(error: Errno) -> bool {
+    [Errno::NOENT, Errno::STALE, Errno::EXIST, Errno::BUSY].contains(&error)
+}
+
 fn allow(shared: &Shared, seq: u64) {
     let mut progress = shared.progress.lock();
     if seq > progress.allowed {
@@ -212,57 +228,74 @@ impl Shared {
             Ok(()) => Done::Performed,
             Err(Errno::IO) => return Err(failed(Errno::IO)),
             // Nothing is there to be undone: what it undoes could not be performed here either.
-            Err(_) if stamp.unique & UNDONE != 0 && file_of(op).is_none() => {
+            Err(error) if stamp.unique & UNDONE != 0 && file_of(op).is_none() && is_not_there(error) => {
                 perform(Deed::ShowTimes, op, stamp).map_err(failed)?;
                 Done::Performed
             }
+            // The file whose making failed here is gone already.
+            Err(error) if matches!(op, Op::Drop { .. }) && is_not_there(error) => Done::Performed,
             Err(error) if self.is_undone(position, stamp)? => {
                 tracing::info!(seq = position.seq, %error, "a record failed here as it did on the master");
                 Done::Performed
             }
             Err(Errno::NOSPC | Errno::DQUOT) => Done::NoRoom,
-            Err(error) if self.tries.fetch_add(1, Ordering::Relaxed) >= TRIES_MAX => return Err(failed(error)),
+            Err(error) if self.waited_for(position) >= UNDONE_WITHIN => return Err(failed(error)),
             Err(_) => Done::Later,
         };
         if matches!(done, Done::Performed) {
-            self.tries.store(0, Ordering::Relaxed);
             *at_work = position;
         }
         Ok(done)
     }
 
-    /// Whether the journal says that the request of a record failed.
+    /// For how long a record could not be performed.
+    fn waited_for(&self, at: Position) -> Duration {
+        let now = clock::monotonic();
+        let looked = self.looked.lock();
+        looked.filter(|looked| looked.at == at.seq).map_or(Duration::ZERO, |looked| now.saturating_sub(looked.since))
+    }
+
+    /// Whether the journal says that a record could not be performed on the master: the next that it says of the same request
+    /// makes it undone.
     fn is_undone(&self, at: Position, stamp: Stamp) -> Result<bool, String> {
         if stamp.unique == 0 || stamp.unique & UNDONE != 0 {
             return Ok(false);
         }
-        let (mut next, mut read, mut bytes) = (at.seq + 1, 0, Vec::new());
-        while next <= self.journal.end().seq && read < UNDONE_WITHIN_BYTES {
+        let mut looked = self.looked.lock();
+        let fresh = Looked { at: at.seq, next: at.seq + 1, since: clock::monotonic(), verdict: None };
+        let looked = looked.get_or_insert(fresh);
+        if looked.at != at.seq {
+            *looked = fresh;
+        }
+        let mut bytes = Vec::new();
+        // Each record is looked at once, however often this is asked.
+        while looked.verdict.is_none() && looked.next <= self.journal.end().seq {
             bytes.clear();
-            let batch = self.journal.read(next, BATCH_BYTES, &mut bytes).map_err(|error| error.to_string())?;
+            let batch = self.journal.read(looked.next, BATCH_BYTES, &mut bytes).map_err(|error| error.to_string())?;
             for record in records_after(batch.before, &bytes) {
                 let record = record.map_err(|error| error.to_string())?;
-                if record.stamp.unique == stamp.unique | UNDONE {
-                    return Ok(true);
-                }
                 // Requests of a later reign may have the same numbers.
                 if record.position.epoch != at.epoch {
-                    return Ok(false);
+                    looked.verdict = Some(false);
+                    break;
+                }
+                if record.stamp.unique & !UNDONE == stamp.unique {
+                    looked.verdict = Some(record.stamp.unique & UNDONE != 0);
+                    break;
                 }
             }
             if batch.count == 0 {
                 break;
             }
-            read += bytes.len();
-            next = batch.last.seq + 1;
+            looked.next = batch.last.seq + 1;
         }
-        Ok(false)
+        Ok(looked.verdict.unwrap_or(false))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
     use crate::journal::Options;
@@ -338,7 +371,7 @@ mod tests {
         let gone = Op::RemoveXattr { id: file, name: b"user.large" };
         let link = Op::Link { id: file, parent, name: b"one too many" };
         let unlink = Op::Unlink { id: file, parent, name: b"one too many" };
-        let records = [(4, &large), (6, &link), (4 | UNDONE, &gone), (6 | UNDONE, &unlink), (8, &large)];
+        let records = [(4, &gone), (4, &large), (6, &link), (4 | UNDONE, &gone), (6 | UNDONE, &unlink), (8, &large)];
         for (unique, op) in records {
             journal.append(1, request(unique), op).unwrap();
         }
@@ -354,8 +387,32 @@ mod tests {
             Ok(())
         });
         let applier = apply(Arc::new(journal), Position::default(), perform).unwrap();
-        applier.allow(5);
-        wait(&applier, |applied| applied.seq == 5);
-        assert_eq!(*seen.lock(), [(Deed::Perform, 4 | UNDONE), (Deed::ShowTimes, 6 | UNDONE), (Deed::Perform, 8)]);
+        applier.allow(6);
+        wait(&applier, |applied| applied.seq == 6);
+        let performed = Deed::Perform;
+        assert_eq!(
+            *seen.lock(),
+            [(performed, 4), (performed, 4 | UNDONE), (Deed::ShowTimes, 6 | UNDONE), (performed, 8)]
+        );
+    }
+
+    #[test]
+    fn another_operation_of_a_failed_request_is_not_passed_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(folder.path(), Options { segment_bytes: 64 << 10, pair: [1; 16] }).unwrap();
+        let file = FileId(9);
+        let (first, second) =
+            (Op::Truncate { id: file, size: 7 }, Op::SetXattr { id: file, name: b"user.x", value: b"" });
+        for (unique, op) in [(4, &first), (4, &second), (4 | UNDONE, &second)] {
+            journal.append(1, Stamp { time: 7, unique }, op).unwrap();
+        }
+        let perform: Perform = Box::new(|_, op, _| match op {
+            Op::Truncate { .. } => Err(Errno::NOSPC),
+            _ => Ok(()),
+        });
+        let applier = apply(Arc::new(journal), Position::default(), perform).unwrap();
+        applier.allow(3);
+        wait(&applier, |applied| applied.no_room);
+        assert_eq!(applier.stop().seq, 0);
     }
 }

@@ -39,6 +39,8 @@ const ORPHANS_KEY: FileId = FileId(u64::MAX);
 const STAGING_KEY: FileId = FileId(u64::MAX - 1);
 const FIRST_STRAY: u64 = u64::MAX - 2;
 
+/// A volume with so much room does not refuse an attribute for want of it.
+const ROOM_BYTES: u64 = 1 << 20;
 /// Descriptors kept while the volume is put in order.
 const DESCRIPTORS: usize = 256;
 
@@ -99,6 +101,12 @@ pub enum RedoError {
     #[cfg(test)]
     #[error("broken by a test")]
     Test,
+}
+
+impl RedoError {
+    fn may_be_undone(&self) -> bool {
+        matches!(self, RedoError::Volume { reason, .. } if *reason != Errno::IO)
+    }
 }
 
 fn on(doing: &'static str) -> impl Fn(Errno) -> RedoError {
@@ -168,8 +176,6 @@ struct Survey {
     names: Tree,
     touched: HashSet<FileId>,
     born: HashMap<FileId, Born>,
-    /// Requests that failed after they were journaled, with their epoch, in which their numbers are theirs alone.
-    undone: HashSet<(u64, u64)>,
 }
 
 /// How a volume shall be put in order.
@@ -188,12 +194,8 @@ pub(crate) struct Arrangement {
 }
 
 fn survey(manifest: &Manifest, upto: u64, replay: &mut Replay<'_>) -> Result<Survey, RedoError> {
-    let mut survey =
-        Survey { names: manifest.tree()?, touched: HashSet::new(), born: HashMap::new(), undone: HashSet::new() };
+    let mut survey = Survey { names: manifest.tree()?, touched: HashSet::new(), born: HashMap::new() };
     replay(&mut |at, stamp, op| {
-        if stamp.unique & UNDONE != 0 {
-            survey.undone.insert((at.epoch, stamp.unique & !UNDONE));
-        }
         match op {
             Op::Create { parent, .. } | Op::Link { parent, .. } | Op::Unlink { parent, .. } => {
                 survey.touched.insert(*parent);
@@ -217,7 +219,12 @@ fn survey(manifest: &Manifest, upto: u64, replay: &mut Replay<'_>) -> Result<Sur
             | Op::Begin { .. } => {}
         }
         if at.seq > upto {
-            // Not part of the final state, but its effect may be on the volume.
+            // Not part of the final state, but its effect may be on the volume. What it makes undone was refused when it was
+            // new, and would be refused now.
+            if stamp.unique & UNDONE != 0 && survey.names.check(op).is_ok() {
+                survey.names.change(op, stamp.time, Backing::default()).ok();
+                survey.born.retain(|id, _| survey.names.node(*id).is_some());
+            }
             return Ok(());
         }
         if let Err(reason) = survey.names.change(op, stamp.time, Backing::default()) {
@@ -643,7 +650,6 @@ pub fn converge(
     replay: &mut Replay<'_>,
 ) -> Result<Volume, RedoError> {
     let survey = survey(manifest, upto, replay)?;
-    let undone = survey.undone;
     let plan = Arrangement {
         old: manifest.tree()?,
         names: survey.names,
@@ -653,7 +659,16 @@ pub fn converge(
         rebuild_missing: false,
     };
     let (volume, _) = arrange(path, options, plan)?;
+    // What failed, by epoch and request. Unless it failed on the master too, when it was new: then the next that the journal
+    // says of this request makes it undone.
+    let mut failed: HashMap<(u64, u64), RedoError> = HashMap::new();
+    let mut late = LateAttributes::default();
     replay(&mut |at, stamp, op| {
+        if let Some(error) = failed.remove(&(at.epoch, stamp.unique & !UNDONE))
+            && stamp.unique & UNDONE == 0
+        {
+            return Err(error);
+        }
         let Some(id) = file_of(op) else { return Ok(()) };
         // Of a file that is gone in the end nothing needs to be done again.
         let Ok(kind) = volume.kind(id) else { return Ok(()) };
@@ -661,17 +676,59 @@ pub fn converge(
             return Ok(());
         }
         trouble::step()?;
-        match again(&volume, id, kind, op) {
-            // It failed on the master when it was new, and failed the request: what the journal says of that comes later.
-            Err(RedoError::Volume { reason, .. })
-                if reason != Errno::IO && undone.contains(&(at.epoch, stamp.unique)) =>
-            {
+        match late.pass(&volume, id, kind, op) {
+            Err(error) if stamp.unique != 0 && error.may_be_undone() => {
+                failed.insert((at.epoch, stamp.unique), error);
                 Ok(())
             }
             other => other,
         }
     })?;
+    if let Some(error) = failed.into_values().next() {
+        return Err(error);
+    }
+    late.finish(&volume)?;
     Ok(volume)
+}
+
+/// Attributes that found no room when they were set again: on the volume lie those, too, that came later in the journal, and
+/// there may be room for one or the other only.
+#[derive(Default)]
+struct LateAttributes {
+    values: HashMap<(FileId, Vec<u8>), Vec<u8>>,
+}
+
+impl LateAttributes {
+    fn pass(&mut self, volume: &Volume, id: FileId, kind: FileKind, op: &Op<'_>) -> Result<(), RedoError> {
+        if let Op::SetXattr { name, .. } | Op::RemoveXattr { name, .. } = op {
+            self.values.remove(&(id, name.to_vec()));
+        }
+        match (again(volume, id, kind, op), op) {
+            (Err(RedoError::Volume { reason: Errno::NOSPC | Errno::DQUOT, .. }), Op::SetXattr { name, value, .. }) => {
+                self.values.insert((id, name.to_vec()), value.to_vec());
+                Ok(())
+            }
+            (other, _) => other,
+        }
+    }
+
+    /// What nothing in the journal replaced or removed.
+    fn finish(self, volume: &Volume) -> Result<(), RedoError> {
+        for ((id, name), value) in self.values {
+            let Ok(kind) = volume.kind(id) else { continue };
+            match again(volume, id, kind, &Op::SetXattr { id, name: &name, value: &value }) {
+                // The volume has room, but an attribute's place has not: so it was when the record was new, and whoever made it
+                // died before it could say so. Its request was never answered.
+                Err(RedoError::Volume { reason: Errno::NOSPC, .. })
+                    if volume.statfs().is_ok_and(|space| space.blocks_available * space.block_size > ROOM_BYTES) =>
+                {
+                    tracing::warn!(id = id.0, name = %name.escape_ascii(), "an attribute that is too large is passed over");
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Brings every file to the names it must have, and makes those that are new; they are handed back. Content is not

@@ -268,8 +268,26 @@ impl Volume {
     /// Whether a write lies in what the file has already, so that it needs no room (on a file system that writes in place).
     pub fn overwrites(&self, op: &Op<'_>) -> bool {
         let Op::Write { id, offset, data } = op else { return false };
-        let hole = self.descriptor(*id).and_then(|file| rustix::fs::seek(&file, SeekFrom::Hole(*offset)));
-        hole.is_ok_and(|hole| hole >= offset.saturating_add(data.len() as u64))
+        let end = offset.saturating_add(data.len() as u64);
+        if self.extent(*id, *offset, end) == Ok((true, end)) {
+            return true;
+        }
+        // What is reserved and was never written looks like a hole.
+        self.attributes(*id).is_ok_and(|found| end <= found.size && found.blocks.saturating_mul(512) >= found.size)
+    }
+
+    /// Whether there is content at a place of a file, and up to where that is so, at most to `end`.
+    pub fn extent(&self, id: FileId, at: u64, end: u64) -> Result<(bool, u64), Errno> {
+        let file = self.descriptor(id)?;
+        let data = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => end,
+            Err(error) => return Err(error),
+        };
+        if data > at {
+            return Ok((false, data.min(end)));
+        }
+        rustix::fs::seek(&file, SeekFrom::Hole(at)).map(|hole| (true, hole.min(end)))
     }
 
     /// The largest size that a file may have on this volume.

@@ -143,8 +143,19 @@ fn equal(pair: &Pair) {
     assert!(same, "the volumes differ: {last}");
 }
 
+/// What there is to see of a file.
+#[derive(Debug, PartialEq)]
+struct Look {
+    mode: u32,
+    owner: (u32, u32),
+    names: u64,
+    size: u64,
+    changed: (i64, i64),
+    content: Option<String>,
+}
+
 /// What there is to see of everything on a volume but Tandem's own folder.
-fn tree(root: &Path) -> BTreeMap<PathBuf, (u32, u32, u32, u64, u64, i64, Option<String>)> {
+fn tree(root: &Path) -> BTreeMap<PathBuf, Look> {
     let mut found = BTreeMap::new();
     let mut open = vec![root.to_path_buf()];
     while let Some(folder) = open.pop() {
@@ -161,12 +172,16 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, (u32, u32, u32, u64, u64, i64, Option<
             if look.is_dir() {
                 open.push(path.clone());
             }
-            let size = if look.is_dir() { 0 } else { look.size() };
-            let time = look.mtime().saturating_mul(1_000_000_000).saturating_add(look.mtime_nsec());
-            found.insert(
-                path.strip_prefix(root).unwrap_or(&path).to_path_buf(),
-                (look.mode(), look.uid(), look.gid(), look.nlink(), size, time, content),
-            );
+            let seen = Look {
+                mode: look.mode(),
+                owner: (look.uid(), look.gid()),
+                names: look.nlink(),
+                // How large a folder is hangs on its past.
+                size: if look.is_dir() { 0 } else { look.size() },
+                changed: (look.mtime(), look.mtime_nsec()),
+                content,
+            };
+            found.insert(path.strip_prefix(root).unwrap_or(&path).to_path_buf(), seen);
         }
     }
     found
@@ -177,19 +192,20 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, (u32, u32, u32, u64, u64, i64, Option<
 #[test]
 fn what_the_volume_refuses_is_refused_and_nothing_else_happens() {
     use rustix::fs::{FallocateFlags, XattrFlags, fallocate, fsetxattr, ftruncate};
+    const FAR: u64 = i64::MAX as u64;
+    const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+    type Attempt = dyn Fn(&fs::File) -> rustix::io::Result<()>;
     let mut pair = in_sync(63);
     let here = fs::File::options().create(true).read(true).write(true).truncate(true).open(pair.mount("a").join("f"));
     let there = fs::File::options().create(true).read(true).write(true).truncate(true).open(pair.home("a").join("f"));
     let (here, there) = (here.unwrap(), there.unwrap());
-    let far = i64::MAX as u64;
-    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    let tries: [(&str, &dyn Fn(&fs::File) -> rustix::io::Result<()>); 7] = [
+    let tries: [(&str, &Attempt); 7] = [
         ("a large attribute", &|file| fsetxattr(file, "user.large", &[7; 5000], XattrFlags::empty())),
         ("a small attribute", &|file| fsetxattr(file, "user.small", &[7; 50], XattrFlags::empty())),
         ("a size beyond all measure", &|file| ftruncate(file, 999_999_999_999_999)),
-        ("a hole up to the end of the world", &|file| fallocate(file, punch, 4096, far - 4096)),
-        ("space without end", &|file| fallocate(file, FallocateFlags::empty(), 0, far)),
-        ("a write far out", &|file| rustix::io::pwrite(file, b"x", far - 10).map(drop)),
+        ("a hole up to the end of the world", &|file| fallocate(file, PUNCH, 4096, FAR - 4096)),
+        ("space without end", &|file| fallocate(file, FallocateFlags::empty(), 0, FAR)),
+        ("a write far out", &|file| rustix::io::pwrite(file, b"x", FAR - 10).map(drop)),
         ("an ordinary write", &|file| rustix::io::pwrite(file, b"hello", 0).map(drop)),
     ];
     for (what, attempt) in tries {

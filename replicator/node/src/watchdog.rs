@@ -9,7 +9,7 @@
 //! | the replicator is gone | its connection has ended | 3 s |
 //! | the replicator hangs | requests wait although every container should have been killed | grace period + 5 s |
 //!
-//! | no successor comes, requests wait | its connection has ended, the pod is not going | 15 s |
+//! | no successor comes, requests wait | its connection has ended, the pod is not going | 20 s |
 //!
 //! The last row: kubelet restarts a replicator within seconds. When the whole pod was killed it first wants every process of
 //! it dead, and one that waits in the mount cannot die. Without requests that wait a pod that is not going is left alone.
@@ -28,9 +28,9 @@ use std::time::{Duration, Instant};
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const GONE: Duration = Duration::from_secs(3);
-/// Longer than kubelet takes to start a replicator again, twice in a row: the second time it pauses for ten seconds. When the
+/// Longer than kubelet takes to start a replicator again, twice in a row: the second time it pauses for 10 to 15 s. When the
 /// whole pod was killed, this is for how long its application is away beside the time that it takes to start.
-const NO_SUCCESSOR: Duration = Duration::from_secs(15);
+const NO_SUCCESSOR: Duration = Duration::from_secs(20);
 /// After this long the kills of kubelet and the runtime have long happened.
 const AFTER_GRACE: Duration = Duration::from_secs(5);
 /// The watch may learn of a pod later than kubelet does; one that is not listed after this long does not exist.
@@ -252,8 +252,8 @@ mod tests {
         let (here, gone, never) = (Presence::Here(1), Presence::Gone(start), Presence::Never(start));
         // presence, going, requests waiting, after seconds -> what
         let table = [
-            (gone, None, 9, 29, "leave"),
-            (gone, None, 9, 31, "abort"),
+            (gone, None, 9, 19, "leave"),
+            (gone, None, 9, 21, "abort"),
             (gone, None, 0, 100_000, "leave"),
             (never, None, 9, 100_000, "leave"),
             (here, None, 9, 100_000, "leave"),

@@ -16,7 +16,7 @@ use super::resend::{Done, RESUMED};
 use crate::clock;
 use crate::journal::{Journal, JournalError};
 use crate::op::{FileId, Op, Stamp, UNDONE};
-use crate::volume::Volume;
+use crate::volume::{FileKind, Volume};
 
 const STRIPES: usize = 64;
 /// Free space of the volume is asked for again after this time.
@@ -157,7 +157,10 @@ impl Sequencer {
             self.ask_for_space(now)?;
         }
         if matches!(op, Op::Create { .. } | Op::CreateUnnamed { .. }) && self.space.no_files.load(Ordering::Acquire) {
-            return Err(Errno::NOSPC);
+            self.ask_for_space(now)?;
+            if self.space.no_files.load(Ordering::Acquire) {
+                return Err(Errno::NOSPC);
+            }
         }
         // Not exact when several write at once: that is what the reserve is for.
         let mut free = self.space.free.load(Ordering::Acquire);
@@ -169,7 +172,9 @@ impl Sequencer {
                 return if self.volume.overwrites(op) { Ok(()) } else { Err(Errno::NOSPC) };
             }
         }
-        self.space.free.fetch_sub(needed.min(free), Ordering::AcqRel);
+        let less = |free: u64| Some(free.saturating_sub(needed));
+        // Fails never: it always says how much is left.
+        self.space.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).ok();
         Ok(())
     }
 
@@ -311,10 +316,13 @@ impl Turn<'_> {
                 self.restore(&Op::Unlink { id: *id, parent: *parent, name })
             }
             Op::Write { id, offset, data } => self.restate(*id, *offset, data.len() as u64),
-            Op::Truncate { id, .. } => self.restate(*id, 0, 0),
-            Op::Allocate { id, offset, length, .. }
-            | Op::Zero { id, offset, length, .. }
-            | Op::Punch { id, offset, length } => self.restate(*id, *offset, *length),
+            // Whoever performed it has cut off what is still here.
+            Op::Truncate { id, size } => self.restate(*id, *size, u64::MAX),
+            // What is reserved reads as before.
+            Op::Allocate { id, .. } => self.restate(*id, 0, 0),
+            Op::Zero { id, offset, length, .. } | Op::Punch { id, offset, length } => {
+                self.restate(*id, *offset, *length)
+            }
             Op::SetXattr { id, name, .. } => {
                 match volume.get_xattr(*id, name) {
                     Ok(value) => self.restore(&Op::SetXattr { id: *id, name, value: &value })?,
@@ -343,10 +351,31 @@ impl Turn<'_> {
                 self.restore(&Op::SetOwner { id: *id, uid: now.uid, gid: now.gid })?;
                 self.restore(&Op::SetMode { id: *id, mode: now.mode })
             }
+            // A file without names goes into a folder of ours, which may need room for its entry.
+            Op::Unlink { id, parent, name } => {
+                if volume.kind(*id)? == FileKind::Directory || volume.lookup(*parent, name) != Some(*id) {
+                    return Err(Errno::IO);
+                }
+                self.restore(&Op::Link { id: *id, parent: *parent, name })
+            }
+            Op::Rename { id, parent, name, new_parent, new_name, replaced: Some(replaced) } => {
+                let untouched = volume.lookup(*parent, name) == Some(*id)
+                    && volume.lookup(*new_parent, new_name) == Some(*replaced);
+                if !untouched || volume.kind(*replaced)? == FileKind::Directory {
+                    return Err(Errno::IO);
+                }
+                self.restore(&Op::Rename {
+                    id: *id,
+                    parent: *new_parent,
+                    name: new_name,
+                    new_parent: *parent,
+                    new_name: name,
+                    replaced: None,
+                })?;
+                self.restore(&Op::Link { id: *replaced, parent: *new_parent, name: new_name })
+            }
             // These need no room. If they fail all the same, nobody knows what the volume holds.
-            Op::Unlink { .. }
-            | Op::Rename { .. }
-            | Op::Exchange { .. }
+            Op::Exchange { .. }
             | Op::Drop { .. }
             | Op::SetMode { .. }
             | Op::SetTimes { .. }
@@ -364,7 +393,13 @@ impl Turn<'_> {
         let end = offset.saturating_add(length).min(size);
         let mut buffer = vec![0; 1 << 20];
         while at < end {
-            let wanted = usize::try_from(end - at).unwrap_or(usize::MAX).min(buffer.len());
+            let (content, upto) = volume.extent(id, at, end)?;
+            if !content {
+                self.restore(&Op::Punch { id, offset: at, length: upto - at })?;
+                at = upto;
+                continue;
+            }
+            let wanted = usize::try_from(upto - at).unwrap_or(usize::MAX).min(buffer.len());
             let got = volume.read(id, at, &mut buffer[..wanted])?;
             if got == 0 {
                 break;

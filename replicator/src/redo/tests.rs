@@ -221,3 +221,70 @@ fn a_member_that_is_killed_again_and_again_loses_nothing() {
         }
     }
 }
+
+#[test]
+fn attributes_that_have_room_only_after_others_are_gone_are_set() {
+    static LARGE: [u8; 3000] = [7; 3000];
+    let folder = tempfile::tempdir().unwrap();
+    let volume = Volume::adopt(folder.path(), Options::default()).unwrap();
+    let (id, parent, kind) = (volume.next_id(), ROOT, crate::op::Kind::File);
+    let stamp = |at: usize| Stamp { time: 1_700_000_000_000_000_000 + at as i64, unique: 0 };
+    let create = Op::Create { id, parent, name: b"f", kind, mode: 0o644, uid: 0, gid: 0 };
+    volume.perform(&create, stamp(0)).unwrap();
+    let manifest = volume.snapshot(at(0));
+    let mut history = History::default();
+    for op in [
+        Op::SetXattr { id, name: b"user.a", value: &LARGE },
+        Op::RemoveXattr { id, name: b"user.a" },
+        Op::SetXattr { id, name: b"user.b", value: &LARGE },
+        Op::SetXattr { id, name: b"user.c", value: b"small" },
+    ] {
+        volume.perform(&op, stamp(history.records.len())).unwrap();
+        history.records.push((stamp(history.records.len()), op));
+    }
+    let before = picture(&volume);
+    drop(volume);
+    let upto = history.last();
+    let volume =
+        converge(folder.path(), Options::default(), &manifest, upto, Scope::Touched, &mut records(&history, 0));
+    assert_same("attributes", &before, &picture(&volume.unwrap()));
+}
+
+/// A history whose second last but one operation the volume refuses, as it did when it was new.
+fn refused(undoing: &[(u64, Op<'static>)]) -> Result<Vec<String>, RedoError> {
+    static LARGE: [u8; 70_000] = [7; 70_000];
+    let folder = tempfile::tempdir().unwrap();
+    let volume = Volume::adopt(folder.path(), Options::default()).unwrap();
+    let (id, name) = (volume.next_id(), b"user.large");
+    let mut history = History::default();
+    let mut note = |unique: u64, op: Op<'static>| {
+        let stamp = Stamp { time: 1_700_000_000_000_000_000 + history.records.len() as i64, unique };
+        history.records.push((stamp, op));
+    };
+    let (parent, kind) = (ROOT, crate::op::Kind::File);
+    note(3, Op::Create { id, parent, name: b"f", kind, mode: 0o644, uid: 0, gid: 0 });
+    note(7, Op::Write { id, offset: 0, data: b"before" });
+    note(7, Op::SetXattr { id, name, value: &LARGE });
+    for (unique, op) in undoing {
+        note(*unique, op.clone());
+    }
+    note(9, Op::Write { id, offset: 0, data: b"after!" });
+    let manifest = volume.snapshot(at(0));
+    drop(volume);
+    let upto = history.last();
+    let volume =
+        converge(folder.path(), Options::default(), &manifest, upto, Scope::Touched, &mut records(&history, 0))?;
+    Ok(picture(&volume))
+}
+
+#[test]
+fn what_was_refused_when_it_was_new_is_passed_over() {
+    let id = crate::op::FileId(2);
+    let gone = Op::RemoveXattr { id, name: b"user.large" };
+    let undone = [(7 | crate::op::UNDONE, gone.clone()), (7 | crate::op::UNDONE, Op::SetMode { id, mode: 0o644 })];
+    let picture = refused(&undone).unwrap();
+    assert!(picture.iter().any(|line| line.contains("f")), "{picture:?}");
+    // Nobody says so, or of another operation of the same request.
+    assert!(refused(&[]).is_err());
+    assert!(refused(&[(7, gone.clone()), (7 | crate::op::UNDONE, gone)]).is_err());
+}

@@ -134,7 +134,7 @@ impl Folders {
         // The volume's root may hand access rules down: files that are made in here must not inherit any.
         for folder in [own.as_fd(), orphans.as_fd(), staging.as_fd()] {
             match rustix::fs::fremovexattr(folder, "system.posix_acl_default") {
-                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::ROFS) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -682,7 +682,7 @@ impl Tree {
 
     /// The times that an operation leaves behind, and nothing else of it.
     pub fn show_times(&self, op: &Op<'_>, time: i64) {
-        if let Op::Unlink { id, parent, .. } = op {
+        if let Op::Unlink { id, parent, .. } | Op::Link { id, parent, .. } = op {
             self.touch(*id, time);
             self.touch_content_of(*parent, time);
         } else if let Op::Rename { id, parent, new_parent, .. } = op {

@@ -363,12 +363,13 @@ spec:
         let routed = wait(Duration::from_secs(120), "Services to be routed again", || {
             let leads = |node: &Node| -> Result<bool> {
                 let rules = shell::run(node.command("nft")?.args(["list", "ruleset"]))?;
-                Ok(rules.lines().any(|line| line.contains("endpoint-") && line.contains(&name)))
+                // One that leads nowhere has no chain.
+                Ok(rules.lines().any(|line| line.contains("chain service-") && line.contains(&name)))
             };
             nodes.iter().all(|node| leads(node).unwrap_or(false))
         });
-        self.kubectl(&["-n", "tandem-system", "delete", "service", &name])?;
-        routed
+        let deleted = self.kubectl(&["-n", "tandem-system", "delete", "service", &name]);
+        routed.and(deleted.map(drop))
     }
 
     pub fn resume_api_server(&self) -> Result<()> {
