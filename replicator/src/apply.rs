@@ -28,6 +28,8 @@ const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 /// be performed on the master either.
 const UNDONE_WITHIN: Duration = Duration::from_secs(10);
 const TRY_INTERVAL: Duration = Duration::from_millis(50);
+/// What a volume may have against an operation that is otherwise in order, however much room there is.
+const OF_A_VOLUME: [Errno; 3] = [Errno::FBIG, Errno::MLINK, Errno::TOOBIG];
 
 /// What to do with an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,14 +235,19 @@ impl Shared {
                 Done::Performed
             }
             // The file whose making failed here is gone already.
-            Err(error) if matches!(op, Op::Drop { .. }) && is_not_there(error) => Done::Performed,
+            Err(Errno::NOENT | Errno::STALE) if matches!(op, Op::Drop { .. }) => Done::Performed,
             Err(error) if self.is_undone(position, stamp)? => {
                 tracing::info!(seq = position.seq, %error, "a record failed here as it did on the master");
                 Done::Performed
             }
             Err(Errno::NOSPC | Errno::DQUOT) => Done::NoRoom,
-            Err(error) if self.waited_for(position) >= UNDONE_WITHIN => return Err(failed(error)),
-            Err(_) => Done::Later,
+            Err(error)
+                if OF_A_VOLUME.contains(&error)
+                    && self.waited_for(position).is_some_and(|waited| waited < UNDONE_WITHIN) =>
+            {
+                Done::Later
+            }
+            Err(error) => return Err(failed(error)),
         };
         if matches!(done, Done::Performed) {
             *at_work = position;
@@ -248,11 +255,10 @@ impl Shared {
         Ok(done)
     }
 
-    /// For how long a record could not be performed.
-    fn waited_for(&self, at: Position) -> Duration {
-        let now = clock::monotonic();
-        let looked = self.looked.lock();
-        looked.filter(|looked| looked.at == at.seq).map_or(Duration::ZERO, |looked| now.saturating_sub(looked.since))
+    /// For how long what undoes a record was looked for.
+    fn waited_for(&self, at: Position) -> Option<Duration> {
+        let looked = self.looked.lock().filter(|looked| looked.at == at.seq)?;
+        Some(clock::monotonic().saturating_sub(looked.since))
     }
 
     /// Whether the journal says that a record could not be performed on the master: the next that it says of the same request
@@ -267,13 +273,18 @@ impl Shared {
         if looked.at != at.seq {
             *looked = fresh;
         }
+        // What is not committed may yet be cut.
+        let allowed = self.progress.lock().allowed;
         let mut bytes = Vec::new();
         // Each record is looked at once, however often this is asked.
-        while looked.verdict.is_none() && looked.next <= self.journal.end().seq {
+        while looked.verdict.is_none() && looked.next <= allowed {
             bytes.clear();
             let batch = self.journal.read(looked.next, BATCH_BYTES, &mut bytes).map_err(|error| error.to_string())?;
             for record in records_after(batch.before, &bytes) {
                 let record = record.map_err(|error| error.to_string())?;
+                if record.position.seq > allowed {
+                    break;
+                }
                 // Requests of a later reign may have the same numbers.
                 if record.position.epoch != at.epoch {
                     looked.verdict = Some(false);
@@ -287,7 +298,7 @@ impl Shared {
             if batch.count == 0 {
                 break;
             }
-            looked.next = batch.last.seq + 1;
+            looked.next = allowed.min(batch.last.seq) + 1;
         }
         Ok(looked.verdict.unwrap_or(false))
     }

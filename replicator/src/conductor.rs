@@ -925,7 +925,7 @@ impl Conductor {
         };
         let performing = Arc::clone(volume);
         let perform: apply::Perform = Box::new(move |deed, op, stamp| match deed {
-            Deed::Perform => performing.perform(op, stamp),
+            Deed::Perform => performing.perform(op, stamp).map_err(|error| performing.refused(op, error)),
             Deed::ShowTimes => {
                 performing.show_times(op, stamp);
                 Ok(())

@@ -39,8 +39,6 @@ const ORPHANS_KEY: FileId = FileId(u64::MAX);
 const STAGING_KEY: FileId = FileId(u64::MAX - 1);
 const FIRST_STRAY: u64 = u64::MAX - 2;
 
-/// A volume with so much room does not refuse an attribute for want of it.
-const ROOM_BYTES: u64 = 1 << 20;
 /// Descriptors kept while the volume is put in order.
 const DESCRIPTORS: usize = 256;
 
@@ -219,12 +217,7 @@ fn survey(manifest: &Manifest, upto: u64, replay: &mut Replay<'_>) -> Result<Sur
             | Op::Begin { .. } => {}
         }
         if at.seq > upto {
-            // Not part of the final state, but its effect may be on the volume. What it makes undone was refused when it was
-            // new, and would be refused now.
-            if stamp.unique & UNDONE != 0 && survey.names.check(op).is_ok() {
-                survey.names.change(op, stamp.time, Backing::default()).ok();
-                survey.born.retain(|id, _| survey.names.node(*id).is_some());
-            }
+            // Not part of the final state, but its effect may be on the volume.
             return Ok(());
         }
         if let Err(reason) = survey.names.change(op, stamp.time, Backing::default()) {
@@ -687,7 +680,7 @@ pub fn converge(
     if let Some(error) = failed.into_values().next() {
         return Err(error);
     }
-    late.finish(&volume)?;
+    late.finish(&volume, scope)?;
     Ok(volume)
 }
 
@@ -704,7 +697,10 @@ impl LateAttributes {
             self.values.remove(&(id, name.to_vec()));
         }
         match (again(volume, id, kind, op), op) {
-            (Err(RedoError::Volume { reason: Errno::NOSPC | Errno::DQUOT, .. }), Op::SetXattr { name, value, .. }) => {
+            (Err(RedoError::Volume { reason: Errno::NOSPC | Errno::DQUOT, .. }), Op::SetXattr { name, value, .. })
+                // Access rules change rights, too: their order counts.
+                if !name.starts_with(b"system.") =>
+            {
                 self.values.insert((id, name.to_vec()), value.to_vec());
                 Ok(())
             }
@@ -713,14 +709,15 @@ impl LateAttributes {
     }
 
     /// What nothing in the journal replaced or removed.
-    fn finish(self, volume: &Volume) -> Result<(), RedoError> {
+    fn finish(self, volume: &Volume, scope: Scope) -> Result<(), RedoError> {
         for ((id, name), value) in self.values {
             let Ok(kind) = volume.kind(id) else { continue };
-            match again(volume, id, kind, &Op::SetXattr { id, name: &name, value: &value }) {
-                // The volume has room, but an attribute's place has not: so it was when the record was new, and whoever made it
-                // died before it could say so. Its request was never answered.
-                Err(RedoError::Volume { reason: Errno::NOSPC, .. })
-                    if volume.statfs().is_ok_and(|space| space.blocks_available * space.block_size > ROOM_BYTES) =>
+            let op = Op::SetXattr { id, name: &name, value: &value };
+            match again(volume, id, kind, &op) {
+                // So it was when the record was new, and whoever made it died before it could say so. Its request was never
+                // answered. (What a journal that lost its end does not know of may be what takes the room.)
+                Err(RedoError::Volume { reason, .. })
+                    if scope == Scope::Touched && volume.refused(&op, reason) == Errno::TOOBIG =>
                 {
                     tracing::warn!(id = id.0, name = %name.escape_ascii(), "an attribute that is too large is passed over");
                 }

@@ -282,12 +282,21 @@ impl Volume {
         let data = match rustix::fs::seek(&file, SeekFrom::Data(at)) {
             Ok(data) => data,
             Err(Errno::NXIO) => end,
+            // A file system that cannot tell: everything is content.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok((true, end)),
             Err(error) => return Err(error),
         };
         if data > at {
             return Ok((false, data.min(end)));
         }
         rustix::fs::seek(&file, SeekFrom::Hole(at)).map(|hole| (true, hole.min(end)))
+    }
+
+    /// Why an operation failed, said more exactly: attributes have a place of their own, which may be full on an empty volume.
+    pub fn refused(&self, op: &Op<'_>, error: Errno) -> Errno {
+        const ROOM_BYTES: u64 = 1 << 20;
+        let has_room = || self.statfs().is_ok_and(|space| space.blocks_available * space.block_size > ROOM_BYTES);
+        if error == Errno::NOSPC && matches!(op, Op::SetXattr { .. }) && has_room() { Errno::TOOBIG } else { error }
     }
 
     /// The largest size that a file may have on this volume.

@@ -397,20 +397,25 @@ impl Capture {
         umask: u32,
         reply: Reply,
     ) {
+        let mut spoiled = None;
         let made = passage.names(|turn| {
             let of = FileKind::of(&kind);
             let born = born(turn.volume(), parent, who, of, mode, umask)?;
             let id = turn.done().and_then(Done::file).unwrap_or_else(|| turn.volume().next_id());
             turn.perform(&Op::Create { id, parent, name, kind, mode: born.mode, uid: who.uid, gid: born.gid })?;
-            if let Err(errno) = endow(turn, id, &born) {
-                // Without its access rules it would let in more than it should.
-                turn.take_back(id, Some((parent, name)))?;
-                return Err(errno);
-            }
             // Held before anybody else may take a turn: it must not be dropped under the kernel's hands.
             turn.volume().hold(id);
+            if let Err(errno) = endow(turn, id, &born) {
+                // Without its access rules it would let in more than it should. Somebody may have it open by now.
+                spoiled = Some(id);
+                turn.take_name_back(id, parent, name)?;
+                return Err(errno);
+            }
             Ok(id)
         });
+        if let Some(id) = spoiled {
+            self.let_go(id, 1);
+        }
         answer(reply, made, |reply, id| match self.volume.attributes(id) {
             Ok(attributes) => reply.entry(&Entry::found(attr_of(&attributes))),
             Err(errno) => {
@@ -421,17 +426,18 @@ impl Capture {
     }
 
     fn unnamed(&self, passage: Passage<'_>, who: &Who, parent: FileId, mode: u32, umask: u32, reply: Reply) {
+        let mut spoiled = None;
         let made = passage.names(|turn| {
             let born = born(turn.volume(), parent, who, FileKind::File, mode, umask)?;
             let id = turn.done().and_then(Done::file).unwrap_or_else(|| turn.volume().next_id());
             turn.perform(&Op::CreateUnnamed { id, mode: born.mode, uid: who.uid, gid: born.gid })?;
-            if let Err(errno) = endow(turn, id, &born) {
-                turn.take_back(id, None)?;
-                return Err(errno);
-            }
             turn.volume().hold(id);
+            endow(turn, id, &born).inspect_err(|_| spoiled = Some(id))?;
             turn.volume().attributes(id)
         });
+        if let Some(id) = spoiled {
+            self.let_go(id, 1);
+        }
         answer(reply, made, |reply, found| reply.created(&Entry::found(attr_of(&found)), 0, FOPEN_KEEP_CACHE));
     }
 
@@ -552,7 +558,8 @@ impl Capture {
         reply: Reply,
     ) {
         let done = passage.file(id, |turn| {
-            if flags & (XATTR_CREATE | XATTR_REPLACE) != 0 && turn.done().is_none() {
+            if turn.done().is_none() {
+                // Also without flags: attributes that the volume does not know are refused before they are journaled.
                 match turn.volume().get_xattr(id, name) {
                     Ok(_) if flags & XATTR_CREATE != 0 => return Err(Errno::EXIST),
                     Err(Errno::NODATA) if flags & XATTR_REPLACE != 0 => return Err(Errno::NODATA),

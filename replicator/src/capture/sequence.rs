@@ -271,13 +271,10 @@ impl Turn<'_> {
         Ok(())
     }
 
-    /// A file that this very turn made goes again, because something else of the same request failed.
-    pub(crate) fn take_back(&mut self, id: FileId, name: Option<(FileId, &[u8])>) -> Result<(), Errno> {
+    /// The name of a file that this very turn made goes again, because something else of the same request failed.
+    pub(crate) fn take_name_back(&mut self, id: FileId, parent: FileId, name: &[u8]) -> Result<(), Errno> {
         self.mark_undone();
-        if let Some((parent, name)) = name {
-            self.perform(&Op::Unlink { id, parent, name })?;
-        }
-        self.perform(&Op::Drop { id })
+        self.perform(&Op::Unlink { id, parent, name })
     }
 
     /// The request fails: if it is sent again, it is performed anew.
@@ -349,6 +346,10 @@ impl Turn<'_> {
             Op::SetOwner { id, .. } => {
                 let now = volume.attributes(*id)?;
                 self.restore(&Op::SetOwner { id: *id, uid: now.uid, gid: now.gid })?;
+                // A link has no rights of its own.
+                if volume.kind(*id)? == FileKind::Symlink {
+                    return Ok(());
+                }
                 self.restore(&Op::SetMode { id: *id, mode: now.mode })
             }
             // A file without names goes into a folder of ours, which may need room for its entry.

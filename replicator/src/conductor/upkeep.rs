@@ -76,11 +76,12 @@ impl Conductor {
             Some(commit) => commit.marks().peer_durable,
             None => self.confirmed.load(Ordering::Acquire),
         };
+        let alone = leads(self.state) && self.stages.shipper.is_none();
         // What the peer lacks is kept for it up to a tenth of the volume; but not when the application has no room any more,
         // and needs a place in the journal even to remove something.
         let bytes_max = volume.statfs().map_or(u64::MAX, |space| {
             let free = space.blocks_available * space.block_size;
-            if free < 2 * rhythm.segment_bytes { 0 } else { space.blocks * space.block_size / 10 }
+            if alone && free < 2 * rhythm.segment_bytes { 0 } else { space.blocks * space.block_size / 10 }
         });
         let (running, taken) = (Arc::clone(&self.upkeep.running), Arc::clone(&self.upkeep.checkpoint));
         running.store(true, Ordering::Release);

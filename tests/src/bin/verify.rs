@@ -11,9 +11,6 @@ use std::sync::Mutex;
 use std::time::Instant;
 use tandem_tests::cluster::{Cluster, built, cache, components, repository};
 
-/// How long random faults are played in a run of everything.
-const SAMPLE_MINUTES: u64 = 10;
-
 #[derive(Parser)]
 #[command(about = "Every check of the project")]
 struct Arguments {
@@ -122,10 +119,6 @@ fn main() -> ExitCode {
     if !arguments.skip_cluster {
         tally.step("chart", chart);
         tally.step("scenarios", || scenarios(&mut stage, &arguments));
-        tally.step("random faults", || {
-            let words = ["--pairs", "4", "--seed", "1"].map(String::from);
-            faults(&mut stage, SAMPLE_MINUTES, &words)
-        });
         // A single scenario: its name is no step's name.
         if tally.passed + tally.failed.len() == 0 {
             tally.only.clear();
