@@ -693,7 +693,10 @@ struct LateAttributes {
 
 impl LateAttributes {
     fn pass(&mut self, volume: &Volume, id: FileId, kind: FileKind, op: &Op<'_>) -> Result<(), RedoError> {
-        if let Op::SetXattr { name, .. } | Op::RemoveXattr { name, .. } = op {
+        // Hardly any is ever late.
+        if !self.values.is_empty()
+            && let Op::SetXattr { name, .. } | Op::RemoveXattr { name, .. } = op
+        {
             self.values.remove(&(id, name.to_vec()));
         }
         match (again(volume, id, kind, op), op) {

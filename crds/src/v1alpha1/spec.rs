@@ -182,7 +182,7 @@ pub struct MemberSpec {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Replication {
-    /// `MaxAvailability` (default): both members, or one that has recorded that it is alone. `MaxProtection`: always both, writes wait for the peer. `Async`: the active member, at most `maxLagBytes` ahead.
+    /// `MaxAvailability` (default): both members, or one that has recorded that it is alone. `MaxProtection`: always both, writes wait for the peer; a master that only falls silent is overruled after `holdSeconds`, because whoever leads would wait all the same. `Async`: the active member, at most `maxLagBytes` ahead.
     pub protection: Protection,
     /// When the peer acknowledges: `Durable` (default) after its fsync, `Received` once it is in its memory.
     pub ack_policy: AckPolicy,

@@ -329,19 +329,6 @@ impl Turn<'_> {
                 // Access rules carry rights along, and leave them behind when they go.
                 self.restore(&Op::SetMode { id: *id, mode: volume.attributes(*id)?.mode })
             }
-            Op::Rename { id, parent, name, new_parent, new_name, replaced: None } => {
-                if volume.lookup(*parent, name) != Some(*id) {
-                    return Err(Errno::EXIST);
-                }
-                self.restore(&Op::Rename {
-                    id: *id,
-                    parent: *new_parent,
-                    name: new_name,
-                    new_parent: *parent,
-                    new_name: name,
-                    replaced: None,
-                })
-            }
             // A quota may forbid a change of owner.
             Op::SetOwner { id, .. } => {
                 let now = volume.attributes(*id)?;
@@ -359,10 +346,13 @@ impl Turn<'_> {
                 }
                 self.restore(&Op::Link { id: *id, parent: *parent, name })
             }
-            Op::Rename { id, parent, name, new_parent, new_name, replaced: Some(replaced) } => {
-                let untouched = volume.lookup(*parent, name) == Some(*id)
-                    && volume.lookup(*new_parent, new_name) == Some(*replaced);
-                if !untouched || volume.kind(*replaced)? == FileKind::Directory {
+            Op::Rename { id, parent, name, new_parent, new_name, replaced } => {
+                if volume.lookup(*parent, name) != Some(*id) || volume.lookup(*new_parent, new_name) != *replaced {
+                    return Err(Errno::IO);
+                }
+                if let Some(replaced) = replaced
+                    && volume.kind(*replaced)? == FileKind::Directory
+                {
                     return Err(Errno::IO);
                 }
                 self.restore(&Op::Rename {
@@ -373,7 +363,10 @@ impl Turn<'_> {
                     new_name: name,
                     replaced: None,
                 })?;
-                self.restore(&Op::Link { id: *replaced, parent: *new_parent, name: new_name })
+                match replaced {
+                    Some(replaced) => self.restore(&Op::Link { id: *replaced, parent: *new_parent, name: new_name }),
+                    None => Ok(()),
+                }
             }
             // These need no room. If they fail all the same, nobody knows what the volume holds.
             Op::Exchange { .. }

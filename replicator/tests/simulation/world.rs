@@ -563,7 +563,8 @@ impl World {
         let _here = simulated::enter(&host.node);
         let _runtime = running.runtime.enter();
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for _ in 0..1 + self.dice.below(4) {
+            // None: it only waits for what it did before.
+            for _ in 0..self.dice.below(5) {
                 let Ok(passage) = capture.sequencer.enter(0) else { break };
                 let op = operation(capture.volume(), &mut self.dice);
                 if passage.file(crate::op::ROOT, |turn| turn.perform(&op)).is_ok() {

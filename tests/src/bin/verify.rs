@@ -40,6 +40,9 @@ struct Arguments {
     pairs: usize,
 }
 
+/// How long random faults are played when nobody says how long.
+const SAMPLE_MINUTES: u64 = 10;
+
 /// What happened to a step.
 struct Tally {
     passed: usize,
@@ -119,6 +122,8 @@ fn main() -> ExitCode {
     if !arguments.skip_cluster {
         tally.step("chart", chart);
         tally.step("scenarios", || scenarios(&mut stage, &arguments));
+        let sample = ["--pairs", "4", "--seed", "1"].map(String::from);
+        tally.step("random faults", || faults(&mut stage, SAMPLE_MINUTES, &sample));
         // A single scenario: its name is no step's name.
         if tally.passed + tally.failed.len() == 0 {
             tally.only.clear();

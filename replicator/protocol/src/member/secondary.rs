@@ -412,9 +412,9 @@ impl Member {
                 || self.since(self.times.started.max(self.times.record_changed)) >= settings.peer_timeout();
         }
         let suspected = match heard {
-            Some(_) => silent >= settings.suspicion() || (self.times.gone && silent >= settings.peer_timeout()),
+            Some(_) => silent >= settings.overrules_after() || (self.times.gone && silent >= settings.peer_timeout()),
             // Just started, as the master perhaps did: after a power failure it is preferred.
-            None => silent >= settings.suspicion().max(settings.restart_grace),
+            None => silent >= settings.overrules_after().max(settings.restart_grace),
         };
         suspected && async_wait
     }

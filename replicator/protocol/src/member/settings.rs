@@ -115,6 +115,16 @@ impl Settings {
         self.interval.saturating_mul(self.missed_limit).max(self.peer_timeout().saturating_add(self.interval))
     }
 
+    /// Silence alone after which a replicant overrules its master. With [`Protection::MaxProtection`] nobody writes while the
+    /// two do not hear each other, whoever leads: a takeover brings nothing as long as the master still holds its requests,
+    /// and costs its application a restart.
+    pub fn overrules_after(&self) -> u64 {
+        match self.protection {
+            Protection::MaxProtection => self.suspicion().max(self.hold),
+            Protection::MaxAvailability | Protection::Async => self.suspicion(),
+        }
+    }
+
     /// Pause between two heartbeats.
     pub fn heartbeat(&self) -> u64 {
         (self.interval / 2).max(1)

@@ -866,9 +866,30 @@ fn a_stop_that_loses_its_peer_ends() {
 }
 
 #[test]
-fn a_master_that_is_heard_again_before_the_claim_is_written_is_not_overruled() {
-    let (mut world, master) =
+fn with_max_protection_a_link_that_is_cut_shorter_than_requests_are_held_costs_no_takeover() {
+    let (mut world, _) =
         founded(Settings { protection: Protection::MaxProtection, join_within: 4, ..Settings::default() });
+    let epoch = world.record.epoch;
+    world.cut = true;
+    world.disconnect(Evidence::Timeout, None);
+    for _ in 0..Settings::default().hold / 50 - 40 {
+        world.round();
+    }
+    assert_eq!(world.record.epoch, epoch, "{}", world.tell_story("a living master was overruled"));
+    for _ in 0..160 {
+        world.round();
+    }
+    assert!(world.record.epoch > epoch, "{}", world.tell_story("a lost master is waited for without end"));
+}
+
+#[test]
+fn a_master_that_is_heard_again_before_the_claim_is_written_is_not_overruled() {
+    let (mut world, master) = founded(Settings {
+        protection: Protection::MaxProtection,
+        join_within: 4,
+        hold: 5_000,
+        ..Settings::default()
+    });
     let (epoch, replicant) = (world.record.epoch, 1 - master);
     world.cut = true;
     world.disconnect(Evidence::Timeout, None);
