@@ -1056,7 +1056,7 @@ impl Conductor {
                     Event::RecordUnknown
                 }
             };
-            if asked.load(Ordering::Acquire) == request || mistake!(StaleAnswer) {
+            if asked.load(Ordering::Acquire) == request {
                 inbox.send(Note::Event(event)).ok();
             }
         });
@@ -1081,7 +1081,7 @@ impl Conductor {
                     Event::RecordUnknown
                 }
             };
-            if asked.load(Ordering::Acquire) == request || mistake!(StaleAnswer) {
+            if asked.load(Ordering::Acquire) == request {
                 inbox.send(Note::Event(event)).ok();
             }
         });
@@ -1191,7 +1191,7 @@ impl Conductor {
     }
 
     async fn cut_journal(&mut self, after: Position) -> io::Result<()> {
-        let Some(journal) = self.stages.journal.clone().filter(|_| !mistake!(TailNotCut)) else { return Ok(()) };
+        let Some(journal) = self.stages.journal.clone() else { return Ok(()) };
         if journal.position_at(after.seq) != Some(after) {
             self.tell(Event::CutImpossible);
             return Ok(());

@@ -153,9 +153,7 @@ impl Intake {
         let mut frame = Some(first);
         for _ in 0..FRAMES_MAX {
             let Some(current) = frame.take() else { break };
-            let followed = following
-                .as_ref()
-                .filter(|(following, _)| following.session == current.session || mistake!(OldSessionAccepted));
+            let followed = following.as_ref().filter(|(following, _)| following.session == current.session);
             let Some((accepted, journal)) = followed else {
                 // Of a connection that is over, or sent before anybody agreed to follow.
                 frame = self.lane.frames.try_recv().ok();
@@ -194,13 +192,13 @@ impl Intake {
     }
 
     fn finish(&mut self, sync: bool, receipt: bool) {
-        if receipt || self.unacknowledged >= RECEIPT_BYTES {
+        if receipt || self.unacknowledged >= RECEIPT_BYTES || mistake!(AckBeforeFlush) {
             self.acknowledge();
         }
         if mistake!(CommittedBeforeFlush) {
             (self.on_committed)(self.committed);
         }
-        if sync {
+        if sync && !mistake!(AckBeforeFlush) {
             self.flush();
         } else {
             self.flush_when_due();

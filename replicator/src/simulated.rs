@@ -24,7 +24,10 @@ use crate::simulation::net;
 use crate::volume::Volume;
 use crate::volume::random::Dice;
 
-/// Mistakes that a program like this one could make. The simulation must notice each of them.
+/// Mistakes that a program like this one could make. The simulation must notice each of them. Those that do no harm because
+/// something else stands behind them are not here: records of a connection that is over, or on a tail that was not cut off
+/// (the journal takes only what continues it), an answer that was given up (one request is under way at a time), a copy that
+/// counts as complete before its journal is (the record certifies nobody who lacks something).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Mistake {
     /// A flush of the journal that does not happen.
@@ -35,24 +38,18 @@ pub(crate) enum Mistake {
     AckBeforePeer,
     /// Marks of an earlier connection count on the next.
     MarksOfOldSession,
-    /// The replicant takes records of a connection that is over.
-    OldSessionAccepted,
     /// What is committed may be applied before the journal says so durably.
     CommittedBeforeFlush,
     /// The applier goes on beyond what is committed.
     AppliesTooMuch,
     /// The journal forgets what the last checkpoint does not have yet.
     TrimsTooEarly,
-    /// An answer about the record that was given up counts all the same.
-    StaleAnswer,
     /// The application is let in before the journal shows on the volume.
     OpensTooEarly,
     /// A deposed master goes on answering.
     NotRefused,
     /// Requests are not held while the lead is handed over.
     NotHeld,
-    /// A tail that is not part of the history stays in the journal.
-    TailNotCut,
     /// A tail is given up without being saved.
     TailNotSaved,
     /// Redo leaves out the first record after the checkpoint.
@@ -61,31 +58,25 @@ pub(crate) enum Mistake {
     TornRecordCounts,
     /// What the member remembers about itself does not survive.
     IdentityNotKept,
-    /// A copy counts as complete before the journal is at its end.
-    CopyCompleteTooEarly,
 }
 
 impl Mistake {
     /// Each of them.
-    pub(crate) const ALL: [Mistake; 18] = [
+    pub(crate) const ALL: [Mistake; 14] = [
         Mistake::JournalNotFlushed,
         Mistake::AckBeforeFlush,
         Mistake::AckBeforePeer,
         Mistake::MarksOfOldSession,
-        Mistake::OldSessionAccepted,
         Mistake::CommittedBeforeFlush,
         Mistake::AppliesTooMuch,
         Mistake::TrimsTooEarly,
-        Mistake::StaleAnswer,
         Mistake::OpensTooEarly,
         Mistake::NotRefused,
         Mistake::NotHeld,
-        Mistake::TailNotCut,
         Mistake::TailNotSaved,
         Mistake::RedoSkips,
         Mistake::TornRecordCounts,
         Mistake::IdentityNotKept,
-        Mistake::CopyCompleteTooEarly,
     ];
 }
 

@@ -336,21 +336,7 @@ impl Cluster {
         self.start("control", "etcd", &etcd)?;
         self.start_api_server()?;
         wait(Duration::from_secs(60), "the API server", || self.kubectl(&["get", "--raw", "/readyz"]).is_ok())?;
-        let mut controllers = Command::new("kube-controller-manager");
-        for flag in ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"] {
-            controllers.arg(format!("--{flag}={folder}/controllers.kubeconfig"));
-        }
-        controllers.args([
-            format!("--service-account-private-key-file={folder}/pki/sa.key"),
-            format!("--root-ca-file={folder}/pki/ca.crt"),
-        ]);
-        controllers.args(["--use-service-account-credentials", "--leader-elect=false"]);
-        controllers.args([
-            format!("--cluster-signing-cert-file={folder}/pki/ca.crt"),
-            format!("--cluster-signing-key-file={folder}/pki/ca.key"),
-        ]);
-        self.start("control", "controllers", &controllers)?;
-        self.start_scheduler()?;
+        self.start_managers()?;
         let zone = format!(
             "cluster.local:53 {{\n bind {API}\n kubernetes cluster.local {{\n  kubeconfig {folder}/admin.kubeconfig\n  ttl 1\n }}\n}}\n"
         );
@@ -373,8 +359,23 @@ impl Cluster {
         self.apply(STORAGE)
     }
 
-    pub(crate) fn start_scheduler(&self) -> Result<()> {
+    /// What makes pods of workloads, routes of Services, and finds nodes for pods.
+    pub(crate) fn start_managers(&self) -> Result<()> {
         let folder = self.folder.display();
+        let mut controllers = Command::new("kube-controller-manager");
+        for flag in ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"] {
+            controllers.arg(format!("--{flag}={folder}/controllers.kubeconfig"));
+        }
+        controllers.args([
+            format!("--service-account-private-key-file={folder}/pki/sa.key"),
+            format!("--root-ca-file={folder}/pki/ca.crt"),
+        ]);
+        controllers.args(["--use-service-account-credentials", "--leader-elect=false"]);
+        controllers.args([
+            format!("--cluster-signing-cert-file={folder}/pki/ca.crt"),
+            format!("--cluster-signing-key-file={folder}/pki/ca.key"),
+        ]);
+        self.start("control", "controllers", &controllers)?;
         let mut scheduler = Command::new("kube-scheduler");
         for flag in ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"] {
             scheduler.arg(format!("--{flag}={folder}/scheduler.kubeconfig"));

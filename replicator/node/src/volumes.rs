@@ -106,6 +106,8 @@ pub enum Presence {
 struct Volume {
     written: Written,
     devices: Vec<OwnedFd>,
+    /// The connection was ended. Not told by its number: the kernel gives that to the next mount.
+    ended: bool,
 }
 
 struct PodEntry {
@@ -131,6 +133,8 @@ pub struct Seen {
     pub minor: u32,
     /// Whether somebody serves it.
     pub presence: Presence,
+    /// It was ended, and nothing was mounted since.
+    pub ended: bool,
 }
 
 /// Everything published on this node.
@@ -172,7 +176,7 @@ impl Volumes {
                     if mounts::mounted_at(&written.target).map_err(io_error("find", &written.target))?.is_some() =>
                 {
                     tracing::info!(volume = written.volume, pod = written.pod.name, "found published");
-                    volumes.take_in(Volume { written, devices: Vec::new() })?;
+                    volumes.take_in(Volume { written, devices: Vec::new(), ended: false })?;
                 }
                 Ok(written) => {
                     tracing::info!(volume = written.volume, pod = written.pod.name, "no longer mounted, forgotten");
@@ -281,7 +285,7 @@ impl Volumes {
             agreed: None,
         };
         self.write_down(&written)?;
-        self.take_in(Volume { written, devices })?;
+        self.take_in(Volume { written, devices, ended: false })?;
         if wanted.role == Role::Control {
             mounts::bind_control(&self.pod_directory(&wanted.pod.uid), &wanted.target)
                 .map_err(io_error("show the control directory at", &wanted.target))?;
@@ -385,7 +389,7 @@ impl Volumes {
             mounts::make_target(&target).map_err(io_error("create", &target))?;
             let (devices, minor) =
                 mounts::mount_data(&target, &volume.written.volume).map_err(io_error("mount anew at", &target))?;
-            volume.devices = devices;
+            (volume.devices, volume.ended) = (devices, false);
             volume.written.minor = Some(minor);
             volume.written.handed = false;
             volume.written.agreed = None;
@@ -444,6 +448,7 @@ impl Volumes {
                 pod: volume.written.pod.clone(),
                 minor: volume.written.minor?,
                 presence: inner.pods.get(&volume.written.pod.uid)?.presence,
+                ended: volume.ended,
             })
         });
         seen.collect()
@@ -453,6 +458,7 @@ impl Volumes {
     pub fn let_go(&self, volume: &str) {
         if let Some(volume) = self.inner.lock().volumes.get_mut(volume) {
             volume.devices.clear();
+            volume.ended = true;
         }
     }
 

@@ -161,7 +161,6 @@ fn judge(presence: Presence, going: Option<Going>, waiting: u64, now: Instant) -
 /// Watches until the process ends. Without a client nothing is ever known to be going.
 pub async fn watch(volumes: Arc<Volumes>, connections: Connections, pods: Arc<Pods>) {
     let mut first_seen: HashMap<String, Instant> = HashMap::new();
-    let mut aborted: HashMap<String, u32> = HashMap::new();
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -169,7 +168,6 @@ pub async fn watch(volumes: Arc<Volumes>, connections: Connections, pods: Arc<Po
         let now = Instant::now();
         let all = volumes.seen();
         first_seen.retain(|volume, _| all.iter().any(|seen| seen.volume == *volume));
-        aborted.retain(|volume, _| all.iter().any(|seen| seen.volume == *volume));
         for seen in all {
             let known_since = *first_seen.entry(seen.volume.clone()).or_insert(now);
             let going = pods.inner.lock().going(&seen, known_since, now);
@@ -185,7 +183,7 @@ pub async fn watch(volumes: Arc<Volumes>, connections: Connections, pods: Arc<Po
             };
             match judge(seen.presence, going, waiting, now) {
                 Verdict::Leave => {}
-                Verdict::Abort(why) if aborted.get(&seen.volume) != Some(&seen.minor) => {
+                Verdict::Abort(why) if !seen.ended => {
                     tracing::warn!(
                         volume = seen.volume,
                         namespace = seen.pod.namespace,
@@ -195,7 +193,6 @@ pub async fn watch(volumes: Arc<Volumes>, connections: Connections, pods: Arc<Po
                         "connection aborted"
                     );
                     abort(&connections, &volumes, &seen);
-                    aborted.insert(seen.volume, seen.minor);
                 }
                 Verdict::Abort(_) => {}
                 Verdict::Clear => {
@@ -302,6 +299,7 @@ mod tests {
             pod: crate::volumes::Pod { namespace: String::new(), name: String::new(), uid: uid.to_owned() },
             minor: 1,
             presence: Presence::Never(now),
+            ended: false,
         };
         let mut known = Known::default();
         assert_eq!(known.going(&seen("a"), now, late), None);

@@ -85,6 +85,14 @@ fn a_volume_survives_a_restart_of_the_plugin_and_leaves_nothing_behind() {
     let (answer, again) = ask(&socket, "get", &[]);
     assert_eq!((answer.as_str(), again.len()), ("resumed 0102", 4));
 
+    // A connection that was ended is ended once; the next mount may be given its number, and is another one.
+    assert!(!volumes.seen()[0].ended);
+    volumes.let_go(&data.volume);
+    assert!(volumes.seen()[0].ended);
+    drop((devices, again));
+    assert_eq!(ask(&socket, "get", &[]).0, "fresh -");
+    assert!(!volumes.seen()[0].ended);
+
     for publication in [&control, &data, &data] {
         volumes.unpublish(&publication.volume, &publication.target).unwrap();
         assert!(mounted_at(&publication.target).unwrap().is_none());

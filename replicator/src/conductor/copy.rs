@@ -247,7 +247,7 @@ impl Conductor {
         let (epoch, nonce) = (generation.epoch, generation.nonce.0);
         let following = Following { session, epoch, nonce, memory_acks: false };
         receiver.follow(following, Arc::clone(&journal));
-        let through = if mistake!(CopyCompleteTooEarly) { 0 } else { copied.through };
+        let through = copied.through;
         let (mut applied, link, notes) = (applier.applied(), self.link.clone(), self.notes.clone());
         tracing::info!(position = copied.position.seq, through, "the files are there; the journal follows");
         tokio::spawn(async move {

@@ -40,6 +40,8 @@ struct Arguments {
     pairs: usize,
 }
 
+/// Worlds that the simulation plays in every run.
+const SEEDS: u64 = 2_000;
 /// How long random faults are played when nobody says how long.
 const SAMPLE_MINUTES: u64 = 10;
 
@@ -105,7 +107,7 @@ fn main() -> ExitCode {
         words.extend(["--".to_string(), "--skip".into(), "simulation::".into()]);
         cargo(&words.iter().map(String::as_str).collect::<Vec<_>>())
     });
-    tally.step("simulation", || simulation(if arguments.deep { 100_000 } else { 2_000 }));
+    tally.step("simulation", || simulation(if arguments.deep { 100_000 } else { SEEDS }));
     tally.step("model of the protocol", || {
         let deep: &[&str] = if arguments.deep { &["--deep"] } else { &[] };
         // It is a long calculation, but no image: optimised, and linked without waiting for the whole program.
@@ -184,6 +186,10 @@ fn integration_tests() -> Result<Vec<String>> {
 fn simulation(seeds: u64) -> Result<()> {
     let mut command = cargo_command();
     command.args(["test", "--workspace", "--quiet", "--lib"]);
+    if seeds > SEEDS {
+        // So many that it pays to compile them once more for speed.
+        command.args(["--release", "--config", "profile.release.lto='off'"]);
+    }
     command.args(["--", "simulation::", "--nocapture", "--test-threads=1"]);
     // In memory: nothing of it must last, and what is lost is decided by the seed.
     let memory = Path::new("/dev/shm");

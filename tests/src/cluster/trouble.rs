@@ -344,8 +344,8 @@ impl Cluster {
         kill_process(id, if frozen { Signal::STOP } else { Signal::CONT }).context("freeze or thaw the API server")
     }
 
-    /// Waits until Services lead where they should again. Whatever keeps them so pauses for up to a minute after the API
-    /// server was away, and until then a failover looks as if nobody served.
+    /// Waits until pods are made again where they are wanted and Services lead to them. Each of Kubernetes' own controllers
+    /// pauses for up to half a minute after the API server was away, and until then a failover looks as if nobody served.
     pub fn wait_for_routes(&self) -> Result<()> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("read the clock")?.as_micros();
         let name = format!("canary-{now}");
@@ -354,9 +354,22 @@ impl Cluster {
 kind: Service
 metadata: {{name: {name}, namespace: tandem-system}}
 spec:
-  selector: {{app.kubernetes.io/component: operator}}
+  selector: {{canary: {name}}}
   publishNotReadyAddresses: true
   ports: [{{port: 7}}]
+---
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {{name: {name}, namespace: tandem-system}}
+spec:
+  selector: {{matchLabels: {{canary: {name}}}}}
+  serviceName: {name}
+  template:
+    metadata: {{labels: {{canary: {name}}}}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      # What it runs does not matter: its pod has an address.
+      containers: [{{name: any, image: localhost/tandem-operator:test, args: [--help]}}]
 "
         ))?;
         let nodes = self.nodes()?;
@@ -368,18 +381,21 @@ spec:
             };
             nodes.iter().all(|node| leads(node).unwrap_or(false))
         });
-        let deleted = self.kubectl(&["-n", "tandem-system", "delete", "service", &name]);
+        let deleted = self.kubectl(&["-n", "tandem-system", "delete", "service,statefulset", &name]);
         routed.and(deleted.map(drop))
     }
 
     pub fn resume_api_server(&self) -> Result<()> {
         self.start_api_server()?;
         wait(Duration::from_secs(60), "the API server", || self.kubectl(&["get", "--raw", "/readyz"]).is_ok())?;
-        // The scheduler ends by itself when it finds that it has missed too much, and here nobody would start it again.
-        if let Some(old) = self.process("scheduler").ok().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
-            kill_process(old, Signal::KILL).context("end the scheduler")?;
+        // Both end by themselves when they find that they have missed too much, or lost their lease, and are started again;
+        // here by us. What missed little would go on with pauses of half a minute.
+        for name in ["controllers", "scheduler"] {
+            if let Some(old) = self.process(name).ok().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
+                kill_process(old, Signal::KILL).with_context(|| format!("end the {name}"))?;
+            }
         }
-        self.start_scheduler()
+        self.start_managers()
     }
 }
 

@@ -195,7 +195,8 @@ impl Subject {
                         limit.as_secs()
                     )));
                 }
-                Err(_) => std::thread::sleep(Duration::from_millis(200)),
+                // Seldom enough that the API server is not kept busy by those who look on.
+                Err(_) => std::thread::sleep(Duration::from_millis(400)),
             }
         }
     }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -128,12 +129,20 @@ impl Drop for Follower {
     }
 }
 
+/// How far a log was read.
+#[derive(Default)]
+struct Place {
+    inode: u64,
+    offset: u64,
+    /// What of its last line is not complete yet.
+    rest: String,
+}
+
 struct Reading {
     places: Vec<PathBuf>,
     namespace: String,
     folder: PathBuf,
-    /// How far each log was read, and what of its last line is not complete yet.
-    known: HashMap<PathBuf, (u64, String)>,
+    known: HashMap<PathBuf, Place>,
     timeline: Arc<Timeline>,
 }
 
@@ -160,10 +169,14 @@ impl Reading {
     }
 
     fn read(&mut self, log: &Path, pod: &str, container: &str) {
-        let (offset, rest) = self.known.entry(log.to_path_buf()).or_default();
+        let place = self.known.entry(log.to_path_buf()).or_default();
         let Ok(mut file) = File::open(log) else { return };
-        let length = file.metadata().map_or(0, |status| status.len());
-        if length <= *offset || file.seek(SeekFrom::Start(*offset)).is_err() {
+        let Ok(status) = file.metadata() else { return };
+        if place.inode != status.ino() || place.offset > status.len() {
+            // Kubelet counts from the beginning again when a pod got a new sandbox: another log of the same name.
+            *place = Place { inode: status.ino(), ..Place::default() };
+        }
+        if status.len() == place.offset || file.seek(SeekFrom::Start(place.offset)).is_err() {
             return;
         }
         let mut bytes = Vec::new();
@@ -171,11 +184,11 @@ impl Reading {
         if file.read_to_end(&mut bytes).is_err() {
             return;
         }
-        *offset += bytes.len() as u64;
-        let mut text = std::mem::take(rest);
+        place.offset += bytes.len() as u64;
+        let mut text = std::mem::take(&mut place.rest);
         text.push_str(&String::from_utf8_lossy(&bytes));
         let end = text.rfind('\n').map_or(0, |end| end + 1);
-        *rest = text.split_off(end);
+        place.rest = text.split_off(end);
         let copy = self.folder.join(format!("{pod}.{container}.log"));
         if let Ok(mut file) = File::options().create(true).append(true).open(copy) {
             // The copy is for people; the marks do not depend on it.

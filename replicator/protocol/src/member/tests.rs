@@ -884,12 +884,8 @@ fn with_max_protection_a_link_that_is_cut_shorter_than_requests_are_held_costs_n
 
 #[test]
 fn a_master_that_is_heard_again_before_the_claim_is_written_is_not_overruled() {
-    let (mut world, master) = founded(Settings {
-        protection: Protection::MaxProtection,
-        join_within: 4,
-        hold: 5_000,
-        ..Settings::default()
-    });
+    let (mut world, master) =
+        founded(Settings { protection: Protection::MaxProtection, join_within: 4, hold: 5_000, ..Settings::default() });
     let (epoch, replicant) = (world.record.epoch, 1 - master);
     world.cut = true;
     world.disconnect(Evidence::Timeout, None);
