@@ -5,8 +5,9 @@ use crate::events::Events;
 use crate::health::Health;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
-use kube::Client;
+use kube::core::ObjectMeta;
 use kube::runtime::reflector::Store;
+use kube::{Client, ResourceExt};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,8 +28,32 @@ pub struct Context {
     pub stores: Stores,
     /// What was applied last, by path of the object: a hash of it, and when.
     pub applied: Mutex<HashMap<String, (u64, Instant)>>,
+    /// Pairs as they were when their status was written, until the watch has brought them: by namespace and name.
+    pub written: Mutex<HashMap<(String, String), Arc<ReplicationPair>>>,
     /// Failures in a row, by namespace and name of the pair.
     pub failures: Mutex<HashMap<(String, String), u32>>,
+}
+
+impl Context {
+    /// The pair as the watch has it, or as this process wrote it since: what was answered must not be judged again.
+    pub fn newest(&self, object: Arc<ReplicationPair>) -> Arc<ReplicationPair> {
+        let key = (object.namespace().unwrap_or_default(), object.name_any());
+        let mut all = self.written.lock();
+        match all.get(&key) {
+            Some(written) if is_newer(&written.metadata, &object.metadata) => Arc::clone(written),
+            Some(_) => {
+                all.remove(&key);
+                object
+            }
+            None => object,
+        }
+    }
+}
+
+/// Versions of one object are numbers that grow (Kubernetes promises it since 1.35, and always did it).
+fn is_newer(one: &ObjectMeta, other: &ObjectMeta) -> bool {
+    let version = |object: &ObjectMeta| object.resource_version.as_ref().and_then(|text| text.parse::<u64>().ok());
+    one.uid == other.uid && version(one) > version(other)
 }
 
 /// What the watches hold. May be a moment old: what is decided from it is checked again by whoever it concerns.
@@ -48,4 +73,21 @@ pub struct Stores {
     pub services: Store<Service>,
     /// Claims.
     pub claims: Store<PersistentVolumeClaim>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair(uid: &str, version: &str) -> ObjectMeta {
+        ObjectMeta { uid: Some(uid.into()), resource_version: Some(version.into()), ..ObjectMeta::default() }
+    }
+
+    #[test]
+    fn what_was_written_counts_until_the_watch_has_it() {
+        assert!(is_newer(&pair("one", "100"), &pair("one", "99")));
+        assert!(!is_newer(&pair("one", "99"), &pair("one", "100")));
+        assert!(!is_newer(&pair("one", "100"), &pair("one", "100")));
+        assert!(!is_newer(&pair("another", "101"), &pair("one", "100")), "of a pair of the same name that is gone");
+    }
 }

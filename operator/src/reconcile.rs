@@ -33,6 +33,7 @@ pub async fn reconcile(object: Arc<ReplicationPair>, context: Arc<Context>) -> R
     if object.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
+    let object = context.newest(object);
     let pair = match validate(&object) {
         Ok(pair) => pair,
         Err(refusal) => {

@@ -13,6 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
+use std::sync::Arc;
 use tandem_crds::v1alpha1::{
     ConditionType, HistoryEntry, MemberName, NetcopyPhase, ReplicationPair, ReplicationPairStatus, RequestResult,
 };
@@ -49,8 +50,9 @@ pub async fn refuse(context: &Context, object: &ReplicationPair, refusal: &Refus
     } else {
         vec![Happening { reason: "InvalidSpec".into(), message, warning: true }]
     };
-    put(context, object, &before, &after).await?;
-    context.events.tell(object, &happenings).await;
+    if put(context, object, &before, &after).await? {
+        context.events.tell(object, &happenings).await;
+    }
     Ok(())
 }
 
@@ -74,30 +76,38 @@ pub async fn write(
         });
     }
     let after = status(&before, pair, &plan.account, &happenings, failed, now);
-    put(context, object, &before, &after).await?;
-    context.events.tell(object, &happenings).await;
+    if put(context, object, &before, &after).await? {
+        context.events.tell(object, &happenings).await;
+    }
     Ok(())
 }
 
+/// Whether it is what the status says now. It is not if the pair changed since it was looked at: the watch brings the change,
+/// and a turn that looks again. Otherwise a request that was answered could be judged once more, by what it has changed.
 async fn put(
     context: &Context,
     object: &ReplicationPair,
     before: &ReplicationPairStatus,
     after: &ReplicationPairStatus,
-) -> Result<(), StatusError> {
+) -> Result<bool, StatusError> {
     if before == after {
-        return Ok(());
+        return Ok(true);
     }
     let name = object.name_any();
     let api = Api::<ReplicationPair>::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
     let whole = json!({
-        "apiVersion": "tandem.dev/v1alpha1", "kind": "ReplicationPair", "metadata": {"name": name}, "status": after,
+        "apiVersion": "tandem.dev/v1alpha1", "kind": "ReplicationPair", "status": after,
+        "metadata": {"name": name, "uid": object.uid(), "resourceVersion": object.resource_version()},
     });
     let written = api.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&whole)).await;
     match written {
-        Ok(_) => Ok(()),
-        // Deleted meanwhile: nobody is left to tell.
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Ok(written) => {
+            let key = (written.namespace().unwrap_or_default(), written.name_any());
+            context.written.lock().insert(key, Arc::new(written));
+            Ok(true)
+        }
+        // Changed meanwhile, or deleted: then nobody is left to tell.
+        Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(false),
         Err(error) => Err(StatusError(Box::new(error))),
     }
 }

@@ -53,6 +53,7 @@ pub async fn run(client: Client, sidecar: Sidecar, instance: String, health: Arc
         health,
         stores: Stores { pairs: pairs.clone(), members, records, pods, workloads, services, claims },
         applied: parking_lot::Mutex::default(),
+        written: parking_lot::Mutex::default(),
         failures: parking_lot::Mutex::default(),
     });
     let wakes = select_all([
