@@ -7,12 +7,13 @@ mod harness;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::Pair;
+use harness::trees::equal;
 
 /// Who has no rights of his own.
 const NOBODY: u32 = 65534;
@@ -126,65 +127,6 @@ fn random_operations_on_one_file_read_as_they_were_written() {
     equal(&pair);
     pair.stop("b");
     pair.stop("a");
-}
-
-/// Waits until both volumes hold the same.
-fn equal(pair: &Pair) {
-    let mut last = String::new();
-    let same = harness::waited(|| {
-        let [a, b] = ["a", "b"].map(|member| tree(&pair.volume(member)));
-        last = a
-            .iter()
-            .find(|(path, look)| b.get(*path) != Some(*look))
-            .map(|(path, look)| format!("{}: {look:?} and {:?}", path.display(), b.get(path)))
-            .unwrap_or_default();
-        a == b
-    });
-    assert!(same, "the volumes differ: {last}");
-}
-
-/// What there is to see of a file.
-#[derive(Debug, PartialEq)]
-struct Look {
-    mode: u32,
-    owner: (u32, u32),
-    names: u64,
-    size: u64,
-    changed: (i64, i64),
-    content: Option<String>,
-}
-
-/// What there is to see of everything on a volume but Tandem's own folder.
-fn tree(root: &Path) -> BTreeMap<PathBuf, Look> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![root.to_path_buf()];
-    while let Some(folder) = open.pop() {
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let Ok(look) = path.symlink_metadata() else { continue };
-            if entry.file_name() == ".tandem" {
-                continue;
-            }
-            let content = look.is_file().then(|| {
-                let bytes = fs::read(&path).unwrap_or_default();
-                blake3::hash(&bytes).to_hex().to_string()
-            });
-            if look.is_dir() {
-                open.push(path.clone());
-            }
-            let seen = Look {
-                mode: look.mode(),
-                owner: (look.uid(), look.gid()),
-                names: look.nlink(),
-                // How large a folder is hangs on its past.
-                size: if look.is_dir() { 0 } else { look.size() },
-                changed: (look.mtime(), look.mtime_nsec()),
-                content,
-            };
-            found.insert(path.strip_prefix(root).unwrap_or(&path).to_path_buf(), seen);
-        }
-    }
-    found
 }
 
 /// Calls that the volume itself refuses, some of them only after they were journaled: the application is told what the volume

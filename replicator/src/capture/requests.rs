@@ -158,6 +158,7 @@ impl Capture {
             }),
             Operation::StatFs => self.statfs(reply),
             Operation::Fsync { .. } | Operation::FsyncDirectory { .. } | Operation::SyncFs => self.sync(reply),
+            Operation::GetXattr { name, .. } if is_bare(name) => reply.error(Errno::INVAL),
             Operation::GetXattr { name, size } => {
                 answer(reply, self.volume.get_xattr(id, name), |reply, value| sized(reply, &value, *size));
             }
@@ -242,6 +243,7 @@ impl Capture {
             Operation::SetXattr { name, value, flags, setxattr_flags } => {
                 self.set_xattr(passage, id, name, value, *flags, *setxattr_flags, reply);
             }
+            Operation::RemoveXattr { name } if is_bare(name) => reply.error(Errno::INVAL),
             Operation::RemoveXattr { name } => {
                 let done = passage.file(id, |turn| match turn.volume().get_xattr(id, name) {
                     // Access rules that are not there may be removed, other attributes not.
@@ -508,13 +510,17 @@ impl Capture {
         reply: Reply,
     ) {
         let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let mut lost = false;
         let done = passage.file(id, |turn| {
             if write_flags & wire::WRITE_KILL_SUIDGID != 0 {
                 let mode = turn.volume().attributes(id)?.mode;
-                lose_privileges(turn, id, mode)?;
+                lost = lose_privileges(turn, id, mode)?;
             }
             turn.perform(&Op::Write { id, offset, data })
         });
+        if lost {
+            reply.forget_attributes(id.0);
+        }
         answer(reply, done, |reply, ((), seq)| {
             if flags & O_DSYNC == 0 {
                 return reply.written(length);
@@ -557,6 +563,9 @@ impl Capture {
         setxattr_flags: u32,
         reply: Reply,
     ) {
+        if is_bare(name) {
+            return reply.error(Errno::INVAL);
+        }
         let done = passage.file(id, |turn| {
             if turn.done().is_none() {
                 // Also without flags: attributes that the volume does not know are refused before they are journaled.
@@ -588,7 +597,16 @@ impl Capture {
             // Collapsing and inserting ranges cannot be redone over a later state of the file.
             _ => return reply.error(Errno::OPNOTSUPP),
         };
-        let done = passage.file(id, |turn| turn.perform(&op));
+        let mut lost = false;
+        let done = passage.file(id, |turn| {
+            // The kernel leaves it to us, and does not say here who asks. Only the mightiest might keep them.
+            let mode = turn.volume().attributes(id)?.mode;
+            lost = lose_privileges(turn, id, mode)?;
+            turn.perform(&op)
+        });
+        if lost {
+            reply.forget_attributes(id.0);
+        }
         answer(reply, done, |reply, _| reply.ok());
     }
 
@@ -697,10 +715,19 @@ fn endow(turn: &mut Turn<'_>, id: FileId, born: &Born) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Setuid goes, and setgid where it stands for execution.
-fn lose_privileges(turn: &mut Turn<'_>, id: FileId, mode: u32) -> Result<(), Errno> {
+/// A name space without a name in it: elsewhere the kernel refuses it before it asks.
+fn is_bare(name: &[u8]) -> bool {
+    name.ends_with(b".") && name.iter().filter(|byte| **byte == b'.').count() == 1
+}
+
+/// Setuid goes, and setgid where it stands for execution. Whether there was any.
+fn lose_privileges(turn: &mut Turn<'_>, id: FileId, mode: u32) -> Result<bool, Errno> {
     let lost = SETUID | if mode & GROUP_EXECUTE != 0 { SETGID } else { 0 };
-    if mode & lost == 0 { Ok(()) } else { turn.perform(&Op::SetMode { id, mode: mode & !lost }) }
+    if mode & lost == 0 {
+        return Ok(false);
+    }
+    turn.perform(&Op::SetMode { id, mode: mode & !lost })?;
+    Ok(true)
 }
 
 fn node_kind(mode: u32, device: u32) -> Option<Kind<'static>> {

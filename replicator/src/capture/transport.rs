@@ -135,11 +135,7 @@ impl Session {
     /// The kernel forgets cached data of a file from `offset` for `length` bytes (0: to the end), and its attributes.
     /// `offset` -1: attributes only. Not to be called while answering a request about the same file.
     pub fn invalidate_inode(&self, nodeid: u64, offset: i64, length: i64) -> io::Result<()> {
-        let mut body = [0; 24];
-        body[..8].copy_from_slice(&nodeid.to_ne_bytes());
-        body[8..16].copy_from_slice(&offset.to_ne_bytes());
-        body[16..].copy_from_slice(&length.to_ne_bytes());
-        self.notify_known(wire::NOTIFY_INVAL_INODE, &body)
+        self.notify_known(wire::NOTIFY_INVAL_INODE, &inval_inode(nodeid, offset, length).1)
     }
 
     /// The kernel forgets one name. Not to be called while answering a request about the same directory.
@@ -229,6 +225,15 @@ impl Session {
         *self.negotiated.lock() = Some(negotiated);
         self.initialised.notify_all();
     }
+}
+
+/// Header and body of a notification.
+fn inval_inode(nodeid: u64, offset: i64, length: i64) -> ([u8; 16], [u8; 24]) {
+    let mut body = [0; 24];
+    body[..8].copy_from_slice(&nodeid.to_ne_bytes());
+    body[8..16].copy_from_slice(&offset.to_ne_bytes());
+    body[16..].copy_from_slice(&length.to_ne_bytes());
+    (wire::out_header(body.len(), wire::NOTIFY_INVAL_INODE, 0), body)
 }
 
 /// Threads that serve a session.
@@ -379,6 +384,18 @@ impl Reply {
     /// Of READDIR and READDIRPLUS.
     pub fn listing(self, listing: &Listing) {
         self.bytes(listing.as_bytes());
+    }
+
+    /// The kernel forgets the attributes that it knows of a file: the request changed more of them than it expects. Also of
+    /// the file that the request is about: nothing of it is locked for this.
+    pub fn forget_attributes(&self, nodeid: u64) {
+        let Some(channel) = &self.channel else { return };
+        let (header, body) = inval_inode(nodeid, -1, 0);
+        match rustix::io::writev(&channel.device, &[IoSlice::new(&header), IoSlice::new(&body)]) {
+            // What it does not know it need not forget.
+            Ok(_) | Err(Errno::NOENT | Errno::NODEV) => {}
+            Err(errno) => tracing::error!(%errno, nodeid, "the kernel refused to forget attributes"),
+        }
     }
 
     /// Leaves the request to a successor: it stays with the kernel until this process has ended.

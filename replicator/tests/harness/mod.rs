@@ -3,6 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, dead_code)] // a test says what it expects by panicking, and uses what it needs
 
+pub(crate) mod plugin;
+pub(crate) mod trees;
+
 use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
@@ -275,6 +278,22 @@ pub(crate) fn waited(mut holds: impl FnMut() -> bool) -> bool {
         std::thread::sleep(Duration::from_millis(50));
     }
     true
+}
+
+/// A small generator of numbers, the same everywhere.
+pub(crate) struct Dice(u64);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) % bound.max(1)
+    }
 }
 
 /// Appends numbered lines, each fsynced, until one fails; returns how many were acknowledged.
