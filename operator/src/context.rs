@@ -6,7 +6,7 @@ use crate::health::Health;
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Service};
 use kube::core::ObjectMeta;
-use kube::runtime::reflector::Store;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Client, ResourceExt};
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -47,6 +47,14 @@ impl Context {
             }
             None => object,
         }
+    }
+
+    /// Keeps a pair as it was written until the watch has it.
+    pub fn keep(&self, written: ReplicationPair) {
+        let mut all = self.written.lock();
+        // Of pairs that were deleted before the watch had caught up.
+        all.retain(|(namespace, name), _| self.stores.pairs.get(&ObjectRef::new(name).within(namespace)).is_some());
+        all.insert((written.namespace().unwrap_or_default(), written.name_any()), Arc::new(written));
     }
 }
 

@@ -13,7 +13,6 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use serde_json::json;
-use std::sync::Arc;
 use tandem_crds::v1alpha1::{
     ConditionType, HistoryEntry, MemberName, NetcopyPhase, ReplicationPair, ReplicationPairStatus, RequestResult,
 };
@@ -102,8 +101,7 @@ async fn put(
     let written = api.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&whole)).await;
     match written {
         Ok(written) => {
-            let key = (written.namespace().unwrap_or_default(), written.name_any());
-            context.written.lock().insert(key, Arc::new(written));
+            context.keep(written);
             Ok(true)
         }
         // Changed meanwhile, or deleted: then nobody is left to tell.
