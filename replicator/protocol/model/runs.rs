@@ -126,7 +126,8 @@ fn received() -> Settings {
 }
 
 fn protected() -> Settings {
-    Settings { protection: Protection::MaxProtection, ..settings() }
+    // A silent master is overruled only after this: `Silence` must pass it.
+    Settings { protection: Protection::MaxProtection, hold: Settings::default().hold, ..settings() }
 }
 
 fn lagging() -> Settings {
