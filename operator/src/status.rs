@@ -18,6 +18,8 @@ use tandem_crds::v1alpha1::{
 };
 
 const HISTORY_MAX: usize = 16;
+/// So often a status is written to a pair of which something else changes meanwhile.
+const TRIES: usize = 4;
 
 /// Why the status could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -81,8 +83,9 @@ pub async fn write(
     Ok(())
 }
 
-/// Whether it is what the status says now. It is not if the pair changed since it was looked at: the watch brings the change,
-/// and a turn that looks again. Otherwise a request that was answered could be judged once more, by what it has changed.
+/// Whether it is what the status says now. It is not if the status is no longer the one that was looked at: the watch brings
+/// the newer one, and a turn that looks again. Otherwise a request that was answered could be judged once more, by what it
+/// has changed.
 async fn put(
     context: &Context,
     object: &ReplicationPair,
@@ -94,20 +97,32 @@ async fn put(
     }
     let name = object.name_any();
     let api = Api::<ReplicationPair>::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
-    let whole = json!({
-        "apiVersion": "tandem.dev/v1alpha1", "kind": "ReplicationPair", "status": after,
-        "metadata": {"name": name, "uid": object.uid(), "resourceVersion": object.resource_version()},
-    });
-    let written = api.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&whole)).await;
-    match written {
-        Ok(written) => {
-            context.keep(written);
-            Ok(true)
+    let failed = |error| StatusError(Box::new(error));
+    let mut version = object.resource_version();
+    for _ in 0..TRIES {
+        let whole = json!({
+            "apiVersion": "tandem.dev/v1alpha1", "kind": "ReplicationPair", "status": after,
+            "metadata": {"name": name, "uid": object.uid(), "resourceVersion": version},
+        });
+        let written = api.patch_status(&name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&whole)).await;
+        match written {
+            Ok(written) => {
+                context.keep(written);
+                return Ok(true);
+            }
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            // Deleted meanwhile: nobody is left to tell.
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
+            Err(error) => return Err(failed(error)),
         }
-        // Changed meanwhile, or deleted: then nobody is left to tell.
-        Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => Ok(false),
-        Err(error) => Err(StatusError(Box::new(error))),
+        // Somebody annotated it, most likely. What was done is told all the same, if nobody else told anything.
+        let now = api.get_opt(&name).await.map_err(failed)?;
+        let same =
+            |now: &ReplicationPair| now.uid() == object.uid() && now.status.clone().unwrap_or_default() == *before;
+        let Some(now) = now.filter(same) else { return Ok(false) };
+        version = now.resource_version();
     }
+    Ok(false)
 }
 
 /// The status that follows.

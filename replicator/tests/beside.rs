@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::plugin::{kill_daemon, plugin};
 use harness::trees::{Tree, difference, equal, tree};
@@ -25,6 +25,8 @@ use rustix::thread;
 use serde_json::json;
 
 const THREADS: usize = 4;
+/// Far more than all calls of a busy machine take.
+const PATIENCE: Duration = Duration::from_secs(600);
 const SLOTS: u64 = 6;
 /// A time that nothing gets by itself.
 const LONG_AGO: i64 = 1_000_000_000;
@@ -369,7 +371,9 @@ fn without_times(mut tree: Tree) -> Tree {
     tree
 }
 
-fn play_all(plain: &Path, tandem: &Path, seed: u64, calls: u64, meanwhile: impl FnOnce(&AtomicUsize)) {
+/// `meanwhile` is called again and again until all threads have ended.
+fn play_all(plain: &Path, pair: &mut Pair, seed: u64, calls: u64, mut meanwhile: impl FnMut(&mut Pair)) {
+    let tandem = &pair.mount("a");
     let left = AtomicUsize::new(THREADS);
     std::thread::scope(|scope| {
         for number in 0..THREADS {
@@ -384,7 +388,15 @@ fn play_all(plain: &Path, tandem: &Path, seed: u64, calls: u64, meanwhile: impl 
                 }
             });
         }
-        meanwhile(&left);
+        let began = Instant::now();
+        while left.load(Ordering::Acquire) > 0 {
+            if began.elapsed() > PATIENCE {
+                // Whoever waits in the mount would wait for ever, and nobody could be told of it.
+                pair.unmount("a");
+                panic!("the calls do not end; {}", pair.story());
+            }
+            meanwhile(pair);
+        }
     });
 }
 
@@ -417,7 +429,7 @@ fn random_calls_tell_the_same_beside_a_plain_folder() {
     pair.wait_serving("a");
     pair.start("b");
     pair.wait_in_sync("a");
-    play_all(plain.path(), &pair.mount("a"), seed, calls, |_| {});
+    play_all(plain.path(), &mut pair, seed, calls, |_| std::thread::sleep(Duration::from_millis(50)));
     same_as(plain.path(), &pair.mount("a"), "the mount");
     same_as(plain.path(), &pair.volume("a"), "the master's volume");
     equal(&pair);
@@ -448,17 +460,16 @@ fn random_calls_tell_the_same_while_the_serving_process_dies_again_and_again() {
     pair.wait_in_sync("a");
     let mut dice = Dice::new(seed);
     let mut deaths = 0;
-    play_all(plain.path(), &mount, seed, calls, |left| {
-        while left.load(Ordering::Acquire) > 0 {
-            std::thread::sleep(Duration::from_millis(200 + dice.below(600)));
-            // After more of them, so close together, a supervisor leaves it to whoever started it.
-            if deaths < 9 && pair.shown("a")["serving"] == true {
-                kill_daemon(&mut pair, "a");
-                deaths += 1;
-            }
+    play_all(plain.path(), &mut pair, seed, calls, |pair| {
+        std::thread::sleep(Duration::from_millis(200 + dice.below(600)));
+        // After more of them, so close together, a supervisor leaves it to whoever started it.
+        if deaths < 9 && pair.shown("a")["serving"] == true {
+            kill_daemon(pair, "a");
+            deaths += 1;
         }
     });
     println!("the serving process died {deaths} times");
+    assert!(deaths > 0, "all was over before anything could die");
     pair.wait_in_sync("a");
     same_as(plain.path(), &mount, "the mount");
     equal(&pair);

@@ -182,7 +182,7 @@ pub struct MemberSpec {
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema, PartialEq, Eq)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Replication {
-    /// `MaxAvailability` (default): both members, or one that has recorded that it is alone. `MaxProtection`: always both, writes wait for the peer; a master that only falls silent is overruled after `holdSeconds`, because whoever leads would wait all the same. `Async`: the active member, at most `maxLagBytes` ahead.
+    /// `MaxAvailability` (default): both members, or one that has recorded that it is alone. `MaxProtection`: always both, writes wait for the peer; a master that only falls silent is overruled after `holdSeconds` (30 s at most), because whoever leads would wait all the same. `Async`: the active member, at most `maxLagBytes` ahead.
     pub protection: Protection,
     /// When the peer acknowledges: `Durable` (default) after its fsync, `Received` once it is in its memory.
     pub ack_policy: AckPolicy,
@@ -250,7 +250,7 @@ pub struct Health {
     /// Time between two signs of life, in milliseconds (default 1000). The active member gives its peer up after two of them.
     #[schemars(range(min = 100, max = 60000))]
     pub interval_milliseconds: i64,
-    /// After so many missed signs of life the replicant takes over (default 5, at least 3).
+    /// After so many missed signs of life the replicant takes over (default 5, at least 3); with `MaxProtection` see there.
     #[schemars(range(min = 3, max = 1000))]
     pub missed_limit: i64,
 }

@@ -379,8 +379,13 @@ impl Volumes {
     /// has no data volume here.
     pub(crate) fn descriptors(&self, uid: &str) -> Result<Option<Handed>, Error> {
         let mut inner = self.inner.lock();
-        let Some(volume) = data_volume(&mut inner, uid) else { return Ok(None) };
+        let Inner { volumes, pods } = &mut *inner;
+        let Some(volume) = data_volume(volumes, uid) else { return Ok(None) };
         if volume.devices.is_empty() {
+            // Whoever left, left another mount: its absence must not be held against the new one.
+            if let Some(pod) = pods.get_mut(uid).filter(|pod| matches!(pod.presence, Presence::Gone(_))) {
+                pod.presence = Presence::Never(Instant::now());
+            }
             // Both lost them, this plugin and the replicator: the kernel ended the connection when the last one closed.
             // Who holds files of it open gets errors and must be restarted; a new container sees the new mount.
             let target = volume.written.target.clone();
@@ -406,7 +411,9 @@ impl Volumes {
     pub(crate) fn adopt(&self, uid: &str, devices: Vec<OwnedFd>, agreed: Option<String>) -> Result<(), Error> {
         let refuse = |why: &str| Err(Error::Refused(why.to_owned()));
         let mut inner = self.inner.lock();
-        let Some(volume) = data_volume(&mut inner, uid) else { return refuse("this pod has no data volume here") };
+        let Some(volume) = data_volume(&mut inner.volumes, uid) else {
+            return refuse("this pod has no data volume here");
+        };
         if !volume.devices.is_empty() {
             return Ok(());
         }
@@ -432,7 +439,7 @@ impl Volumes {
     /// Keeps what a replicator and the kernel agreed on.
     pub(crate) fn agreed(&self, uid: &str, agreed: &str) -> Result<(), Error> {
         let mut inner = self.inner.lock();
-        let Some(volume) = data_volume(&mut inner, uid) else {
+        let Some(volume) = data_volume(&mut inner.volumes, uid) else {
             return Err(Error::Refused("this pod has no data volume here".to_owned()));
         };
         volume.written.agreed = Some(agreed.to_owned());
@@ -454,9 +461,11 @@ impl Volumes {
         seen.collect()
     }
 
-    /// Lets go of a connection that was aborted.
-    pub fn let_go(&self, volume: &str) {
-        if let Some(volume) = self.inner.lock().volumes.get_mut(volume) {
+    /// Lets go of a connection that was aborted; not of one that was mounted meanwhile.
+    pub fn let_go(&self, volume: &str, minor: u32) {
+        let mut inner = self.inner.lock();
+        let found = inner.volumes.get_mut(volume).filter(|volume| volume.written.minor == Some(minor));
+        if let Some(volume) = found {
             volume.devices.clear();
             volume.ended = true;
         }
@@ -473,8 +482,8 @@ impl Volumes {
     }
 }
 
-fn data_volume<'a>(inner: &'a mut Inner, uid: &str) -> Option<&'a mut Volume> {
-    inner.volumes.values_mut().find(|volume| volume.written.role == Role::Data && volume.written.pod.uid == uid)
+fn data_volume<'a>(volumes: &'a mut HashMap<String, Volume>, uid: &str) -> Option<&'a mut Volume> {
+    volumes.values_mut().find(|volume| volume.written.role == Role::Data && volume.written.pod.uid == uid)
 }
 
 fn close_to_others(path: &Path) -> Result<(), Error> {

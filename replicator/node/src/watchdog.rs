@@ -219,7 +219,7 @@ fn abort(connections: &Connections, volumes: &Volumes, seen: &Seen) {
     if let Err(error) = connections.abort(seen.minor) {
         tracing::error!(%error, minor = seen.minor, "the connection could not be aborted");
     }
-    volumes.let_go(&seen.volume);
+    volumes.let_go(&seen.volume, seen.minor);
 }
 
 /// Listens to what the API says of this node's pods, for ever.

@@ -87,7 +87,10 @@ fn a_volume_survives_a_restart_of_the_plugin_and_leaves_nothing_behind() {
 
     // A connection that was ended is ended once; the next mount may be given its number, and is another one.
     assert!(!volumes.seen()[0].ended);
-    volumes.let_go(&data.volume);
+    let minor = volumes.seen()[0].minor;
+    volumes.let_go(&data.volume, minor + 1);
+    assert!(!volumes.seen()[0].ended, "that was another mount");
+    volumes.let_go(&data.volume, minor);
     assert!(volumes.seen()[0].ended);
     drop((devices, again));
     assert_eq!(ask(&socket, "get", &[]).0, "fresh -");

@@ -299,7 +299,6 @@ fn is_one_operation(operation: &Operation<'_>) -> bool {
             | Operation::Rename { .. }
             | Operation::Link { .. }
             | Operation::RemoveXattr { .. }
-            | Operation::Fallocate { .. }
     )
 }
 
@@ -514,7 +513,8 @@ impl Capture {
         let done = passage.file(id, |turn| {
             if write_flags & wire::WRITE_KILL_SUIDGID != 0 {
                 let mode = turn.volume().attributes(id)?.mode;
-                lost = lose_privileges(turn, id, mode)?;
+                // A predecessor that took them away may not have come to tell the kernel.
+                lost = lose_privileges(turn, id, mode)? || turn.done().is_some();
             }
             turn.perform(&Op::Write { id, offset, data })
         });
@@ -601,7 +601,7 @@ impl Capture {
         let done = passage.file(id, |turn| {
             // The kernel leaves it to us, and does not say here who asks. Only the mightiest might keep them.
             let mode = turn.volume().attributes(id)?.mode;
-            lost = lose_privileges(turn, id, mode)?;
+            lost = lose_privileges(turn, id, mode)? || turn.done().is_some();
             turn.perform(&op)
         });
         if lost {

@@ -133,7 +133,7 @@ impl Session {
     }
 
     /// The kernel forgets cached data of a file from `offset` for `length` bytes (0: to the end), and its attributes.
-    /// `offset` -1: attributes only. Not to be called while answering a request about the same file.
+    /// `offset` -1: attributes only; any other is not to be used while a request about the same file is answered.
     pub fn invalidate_inode(&self, nodeid: u64, offset: i64, length: i64) -> io::Result<()> {
         self.notify_known(wire::NOTIFY_INVAL_INODE, &inval_inode(nodeid, offset, length).1)
     }

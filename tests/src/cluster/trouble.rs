@@ -393,6 +393,7 @@ spec:
         for name in ["controllers", "scheduler"] {
             if let Some(old) = self.process(name).ok().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
                 kill_process(old, Signal::KILL).with_context(|| format!("end the {name}"))?;
+                wait(Duration::from_secs(10), "a manager to end", || self.process(name).is_err())?;
             }
         }
         self.start_managers()

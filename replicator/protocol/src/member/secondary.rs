@@ -414,6 +414,7 @@ impl Member {
         let suspected = match heard {
             Some(_) => silent >= settings.overrules_after() || (self.times.gone && silent >= settings.peer_timeout()),
             // Just started, as the master perhaps did: after a power failure it is preferred.
+            None if self.times.gone => silent >= settings.suspicion().max(settings.restart_grace),
             None => silent >= settings.overrules_after().max(settings.restart_grace),
         };
         suspected && async_wait

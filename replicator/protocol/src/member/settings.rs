@@ -116,11 +116,13 @@ impl Settings {
     }
 
     /// Silence alone after which a replicant overrules its master. With [`Protection::MaxProtection`] nobody writes while the
-    /// two do not hear each other, whoever leads: a takeover brings nothing as long as the master still holds its requests,
-    /// and costs its application a restart.
+    /// two do not hear each other, whoever leads: a takeover brings nothing as long as the master still holds its requests
+    /// (half a minute at most, they may be held for longer), and costs its application a restart.
     pub fn overrules_after(&self) -> u64 {
         match self.protection {
-            Protection::MaxProtection => self.suspicion().max(self.hold),
+            Protection::MaxProtection => {
+                self.suspicion().max(self.hold.min(30_000).saturating_add(self.peer_timeout()))
+            }
             Protection::MaxAvailability | Protection::Async => self.suspicion(),
         }
     }
