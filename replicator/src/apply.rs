@@ -340,11 +340,11 @@ mod tests {
             log.lock().push(format!("{op:?}"));
             Ok(())
         });
-        let begin = journal.position_at(10).unwrap();
+        let begin = journal.position_at(10).unwrap().unwrap();
         let applier = apply(journal.clone(), begin, perform).unwrap();
         applier.allow(60);
         wait(&applier, |applied| applied.seq == 60);
-        assert_eq!(applier.at_rest(|position| position), journal.position_at(60).unwrap());
+        assert_eq!(applier.at_rest(|position| position), journal.position_at(60).unwrap().unwrap());
         (applier.allowance())(70);
         wait(&applier, |applied| applied.seq == 70);
         assert_eq!(applier.stop().seq, 70);

@@ -300,7 +300,7 @@ mod tests {
             volume.perform(op, Stamp::default()).unwrap();
         }
         assert_eq!(list(folder.path()).unwrap(), []);
-        let shared = journal.position_at(2).unwrap();
+        let shared = journal.position_at(2).unwrap().unwrap();
         let saved =
             save(folder.path(), "tail-2", "the peer went on without it", &journal, shared, Some(&volume)).unwrap();
         assert_eq!((saved.records, saved.files.len(), saved.end.seq), (1, 1, 3));

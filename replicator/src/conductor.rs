@@ -38,7 +38,7 @@ use crate::commit::Commit;
 use crate::crew::blocking;
 use crate::health::Shown;
 use crate::identity::IdentityFile;
-use crate::journal::{Journal, JournalError, Options};
+use crate::journal::{Journal, JournalError, Options, ReadError};
 use crate::link::{self, LinkEvent, LinkHandle, Nack};
 use crate::memory::Memory;
 use crate::metrics::Metrics;
@@ -917,12 +917,9 @@ impl Conductor {
         volume: &Arc<Volume>,
         applied: u64,
     ) -> Result<(), ConductorError> {
-        let Some(position) = journal.position_at(applied) else {
-            return Err(ConductorError::Io {
-                doing: "find the applied record",
-                source: io::ErrorKind::NotFound.into(),
-            });
-        };
+        let known = journal.position_at(applied).map_err(io::Error::from);
+        let found = known.and_then(|known| known.ok_or_else(|| io::ErrorKind::NotFound.into()));
+        let position = found.map_err(on("find the applied record"))?;
         let performing = Arc::clone(volume);
         let perform: apply::Perform = Box::new(move |deed, op, stamp| match deed {
             Deed::Perform => performing.perform(op, stamp).map_err(|error| performing.refused(op, error)),
@@ -1013,8 +1010,9 @@ impl Conductor {
         tokio::spawn(async move {
             while durable.changed().await.is_ok() {
                 let seq = *durable.borrow_and_update();
-                // Between the flush and now the journal may have been trimmed; then newer news follow.
-                if let Some(position) = journal.position_at(seq)
+                // Between the flush and now the journal may have been trimmed; then newer news follow. A disk that fails is
+                // noticed by whoever writes.
+                if let Ok(Some(position)) = journal.position_at(seq)
                     && inbox.send(Note::Event(Event::LocalDurable(position))).is_err()
                 {
                     return;
@@ -1103,8 +1101,15 @@ impl Conductor {
                 return self.tell(Event::ShippingImpossible { session });
             }
         };
-        if journal.position_at(from.seq) != Some(from) {
-            return self.tell(Event::ShippingImpossible { session });
+        match journal.position_at(from.seq) {
+            Ok(Some(known)) if known == from => {}
+            Err(ReadError::Io(error)) => {
+                tracing::error!(%error, "the journal cannot be read");
+                return self.tell(Event::DiskFailed);
+            }
+            Ok(_) | Err(ReadError::Trimmed { .. } | ReadError::Broken(_)) => {
+                return self.tell(Event::ShippingImpossible { session });
+            }
         }
         if let Some((_, shipper)) = self.stages.shipper.take() {
             shipper.stop();
@@ -1151,6 +1156,11 @@ impl Conductor {
             let why = ended.borrow().clone();
             match why {
                 Some(ship::Ended::Stopped | ship::Ended::Gone) | None => {}
+                // A copy would not come from this disk either, and who takes one cannot lead until it is complete.
+                Some(why @ ship::Ended::DiskFailed(_)) => {
+                    tracing::error!(%why, "shipping ended");
+                    inbox.send(Note::Event(Event::DiskFailed)).ok();
+                }
                 Some(why) => {
                     tracing::warn!(%why, "shipping ended");
                     inbox.send(Note::Event(Event::ShippingImpossible { session })).ok();
@@ -1192,9 +1202,13 @@ impl Conductor {
 
     async fn cut_journal(&mut self, after: Position) -> io::Result<()> {
         let Some(journal) = self.stages.journal.clone() else { return Ok(()) };
-        if journal.position_at(after.seq) != Some(after) {
-            self.tell(Event::CutImpossible);
-            return Ok(());
+        match journal.position_at(after.seq) {
+            Ok(Some(known)) if known == after => {}
+            Err(ReadError::Io(error)) => return Err(error),
+            Ok(_) | Err(ReadError::Trimmed { .. } | ReadError::Broken(_)) => {
+                self.tell(Event::CutImpossible);
+                return Ok(());
+            }
         }
         blocking(move || journal.cut_after(after.seq).map(drop).map_err(io::Error::other)).await
     }

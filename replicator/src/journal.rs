@@ -133,7 +133,23 @@ pub enum ReadError {
     Broken(#[from] Broken),
     /// The file could not be read.
     #[error("read journal: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        // The disk answers: the file is shorter than what was written to it.
+        if error.kind() == io::ErrorKind::UnexpectedEof { Broken::Short.into() } else { Self::Io(error) }
+    }
+}
+
+impl From<ReadError> for io::Error {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Io(error) => error,
+            other @ (ReadError::Trimmed { .. } | ReadError::Broken(_)) => Self::other(other),
+        }
+    }
 }
 
 /// What one read gave.
@@ -392,15 +408,16 @@ impl Journal {
     }
 
     /// Where the history stands with record `seq`, if the journal still knows: from one before its first record to its end.
-    pub fn position_at(&self, seq: u64) -> Option<Position> {
+    pub fn position_at(&self, seq: u64) -> Result<Option<Position>, ReadError> {
         let end = self.end();
-        if seq == end.seq {
-            return Some(end);
+        if seq >= end.seq {
+            return Ok((seq == end.seq).then_some(end));
         }
-        if seq > end.seq {
-            return None;
+        match self.seek(seq + 1) {
+            Ok((_, place)) => Ok(Some(place.before)),
+            Err(ReadError::Trimmed { .. }) => Ok(None),
+            Err(error) => Err(error),
         }
-        self.seek(seq + 1).ok().map(|(_, place)| place.before)
     }
 
     /// About how many bytes of records lie after `from` up to and with `to`: never less than there are, at most a little more.
@@ -474,7 +491,7 @@ impl Journal {
         if seq >= writer.end.seq {
             return Ok(writer.end);
         }
-        let Some(position) = self.position_at(seq) else {
+        let Some(position) = self.position_at(seq).map_err(read_error("find where to cut"))? else {
             return Err(JournalError::Outside { seq, first: self.first(), end: writer.end.seq });
         };
         let committed = writer.committed.min(seq);
@@ -523,7 +540,7 @@ impl Journal {
     /// how many there are. Records that the journal has forgotten are nobody's only copy: the peer had them durably.
     pub fn save_tail(&self, after: u64, into: &Path) -> Result<(Position, u64), JournalError> {
         let after = self.held_after(after);
-        let Some(previous) = self.position_at(after) else {
+        let Some(previous) = self.position_at(after).map_err(read_error("find the tail"))? else {
             return Err(JournalError::Outside { seq: after, first: self.first(), end: self.end().seq });
         };
         disk::create_folder(into).map_err(io_error("create folder for the tail"))?;
@@ -532,9 +549,7 @@ impl Journal {
         let end = self.end().seq;
         while previous.seq + count < end {
             bytes.clear();
-            let batch = self
-                .read(previous.seq + count + 1, 1 << 20, &mut bytes)
-                .map_err(|error| JournalError::Io { step: "read tail", source: io::Error::other(error) })?;
+            let batch = self.read(previous.seq + count + 1, 1 << 20, &mut bytes).map_err(read_error("read tail"))?;
             for record in records_after(batch.before, &bytes) {
                 record?;
             }
@@ -668,6 +683,10 @@ impl Journal {
 
 fn io_error(step: &'static str) -> impl FnOnce(io::Error) -> JournalError {
     move |source| JournalError::Io { step, source }
+}
+
+fn read_error(step: &'static str) -> impl Fn(ReadError) -> JournalError {
+    move |error| JournalError::Io { step, source: error.into() }
 }
 
 /// One step of a read: the records in the next `want` bytes of a segment, marks left out.

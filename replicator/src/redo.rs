@@ -611,7 +611,7 @@ const READ_BYTES: usize = 4 << 20;
 pub fn recover(path: &Path, options: Options, journal: &Journal, upto: u64, scope: Scope) -> Result<Volume, RedoError> {
     let manifest = checkpoint::read(&path.join(FOLDER))?.ok_or(RedoError::NoCheckpoint)?;
     let from = manifest.position()?;
-    let known = journal.position_at(from.seq);
+    let known = journal.position_at(from.seq)?;
     if known != Some(from) {
         return Err(RedoError::OtherHistory { checkpoint: from, journal: known });
     }

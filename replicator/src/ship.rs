@@ -55,9 +55,12 @@ pub enum Ended {
         /// The first record held.
         first: u64,
     },
-    /// The journal cannot be read.
+    /// What the journal holds for the peer is damaged; the peer can have it from the volume.
     #[error("{0}")]
-    Journal(String),
+    Damaged(String),
+    /// The disk does not answer: nothing on it is to be had, by a copy least of all.
+    #[error("{0}")]
+    DiskFailed(String),
     /// The peer acknowledged what was never sent.
     #[error("peer acknowledged {acknowledged}, but only {shipped} was sent")]
     FalseAck {
@@ -254,7 +257,8 @@ async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &S
             let mut records = Vec::new();
             let batch = journal.read(next, FRAME_BYTES, &mut records).map_err(|error| match error {
                 ReadError::Trimmed { first } => Ended::LeftBehind { first },
-                ReadError::Broken(_) | ReadError::Io(_) => Ended::Journal(error.to_string()),
+                ReadError::Broken(_) => Ended::Damaged(error.to_string()),
+                ReadError::Io(_) => Ended::DiskFailed(error.to_string()),
             })?;
             let wanted = state.wanted.load(Ordering::Acquire);
             // Asked for on the frame that completes what is wanted; one flush there serves all before.

@@ -68,6 +68,18 @@ fn restore(image: &[(String, Vec<u8>)]) -> TempDir {
     folder
 }
 
+/// Who is told of damage copies what it lacks from the volume; who is told of a failed disk does not even try.
+#[test]
+fn a_short_file_is_damage_and_a_failed_read_is_the_disk() {
+    let (folder, journal) = written(200);
+    for (name, _) in image(folder.path()) {
+        std::fs::File::options().write(true).open(folder.path().join(name)).unwrap().set_len(4096).unwrap();
+    }
+    assert!(matches!(journal.read(150, 1 << 20, &mut Vec::new()), Err(ReadError::Broken(_))));
+    assert_eq!(journal.position_at(201).unwrap(), None);
+    assert!(matches!(ReadError::from(io::Error::from_raw_os_error(5)), ReadError::Io(_)));
+}
+
 #[test]
 fn what_was_appended_is_read_back_and_survives_reopening() {
     let (folder, journal) = written(200);
@@ -80,7 +92,7 @@ fn what_was_appended_is_read_back_and_survives_reopening() {
     assert_eq!(journal.durable(), 200);
     assert_eq!(all(&journal), before);
     for record in records_after(Position::default(), &before).map(Result::unwrap) {
-        assert_eq!(journal.position_at(record.position.seq), Some(record.position));
+        assert_eq!(journal.position_at(record.position.seq).unwrap(), Some(record.position));
         let data = vec![(record.position.seq - 1) as u8; ((record.position.seq - 1) as usize * 37) % 700];
         assert_eq!(record.op().unwrap(), Op::Write { id: FileId(2), offset: record.position.seq - 1, data: &data });
     }
@@ -263,8 +275,8 @@ fn a_cut_tail_is_gone_and_can_be_saved_before() {
     journal.mark_committed(60).unwrap();
     journal.sync().unwrap();
     let aside = folder.path().join("aside");
-    assert_eq!(journal.save_tail(61, &aside).unwrap(), (journal.position_at(61).unwrap(), 39));
-    let position = journal.position_at(61).unwrap();
+    assert_eq!(journal.save_tail(61, &aside).unwrap(), (journal.position_at(61).unwrap().unwrap(), 39));
+    let position = journal.position_at(61).unwrap().unwrap();
     assert_eq!(journal.cut_after(61).unwrap(), position);
     assert_eq!((journal.end(), journal.durable()), (position, 61));
     assert!(whole.starts_with(&all(&journal)));
@@ -280,7 +292,7 @@ fn a_cut_tail_is_gone_and_can_be_saved_before() {
 #[test]
 fn every_cut_is_exact() {
     let (folder, journal) = written(80);
-    let mut positions: Vec<_> = (0..=80).map(|seq| journal.position_at(seq).unwrap()).collect();
+    let mut positions: Vec<_> = (0..=80).map(|seq| journal.position_at(seq).unwrap().unwrap()).collect();
     drop(journal);
     let (journal, _) = open(folder.path());
     while let Some(position) = positions.pop() {
