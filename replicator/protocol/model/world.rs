@@ -835,6 +835,9 @@ impl<'a> Step<'a> {
             Effect::StartNetcopyAsSource { session } => node.copy_to = Some(session),
             Effect::StartNetcopyAsTarget { session, generation } => {
                 node.copy_from = Some(session);
+                // What comes has a journal of its own.
+                node.disk.journal.clear();
+                (node.disk.first, node.disk.durable, node.disk.applied) = (1, 0, 0);
                 if generation.epoch < node.disk.promised {
                     self.world.broken = Some("I4: an epoch older than the promise is copied");
                 }

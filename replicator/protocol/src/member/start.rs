@@ -150,7 +150,9 @@ impl Member {
             }
             let noted = record.positions.get(self.name).copied().unwrap_or_default();
             let order = |position: Position| (position.epoch, position.seq);
-            if order(noted) > order(self.journal.end) && !self.naive(Mutation::IgnorePositions) {
+            // A copy that was not completed began with an empty journal, and is no copy to lead with anyway.
+            let older = order(noted) > order(self.journal.end) && !identity.inconsistent;
+            if older && !self.naive(Mutation::IgnorePositions) {
                 return Some(Quarantine::VolumeRolledBack);
             }
         }

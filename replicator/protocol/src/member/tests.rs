@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Control, Effect, Event, Evidence, Facts, FailoverMode, JournalFacts, Member, Mutation, Now, StateName};
+use super::{
+    Control, Effect, Event, Evidence, Facts, FailoverMode, JournalFacts, Member, Mutation, Now, Order, StateName,
+};
 use crate::Position;
 use crate::ack::{AckRule, Marks, acknowledged};
 use crate::identity::{Generation, Identity, MemberName, PairId};
@@ -338,7 +340,14 @@ impl World {
                 }
             }
             Effect::StartNetcopyAsSource { session } => node.copy_to = Some(session),
-            Effect::StartNetcopyAsTarget { session, .. } => node.copy_from = Some(session),
+            Effect::StartNetcopyAsTarget { session, .. } => {
+                node.copy_from = Some(session);
+                // As soon as something comes of it.
+                if self.dice.one_in(2) {
+                    node.disk.journal.clear();
+                    (node.disk.durable, node.disk.applied) = (0, 0);
+                }
+            }
             Effect::StopNetcopy => (node.copy_to, node.copy_from) = (None, None),
             Effect::SaveTail { after } => {
                 let tail: Vec<Op> = node.disk.journal.iter().skip(after.seq as usize).copied().collect();
@@ -849,6 +858,37 @@ fn a_replicant_that_leaves_in_order_is_not_waited_for_and_taken_in_at_once() {
     };
     assert!(reaches(&mut world, StateName::PrimaryAlone), "{:?}", world.nodes[master].member);
     assert!(reaches(&mut world, StateName::PrimaryActive), "{:?}", world.nodes[master].member);
+}
+
+#[test]
+fn a_copy_that_was_not_completed_is_begun_anew_although_more_was_noted_of_it() {
+    let (mut world, master) = founded(Settings {
+        protection: Protection::MaxProtection,
+        note_positions: 0,
+        join_within: 4,
+        ..Settings::default()
+    });
+    let replicant = 1 - master;
+    let noted = |world: &World| world.record.positions.get(name(replicant)).is_some_and(|noted| noted.seq > 0);
+    assert!((0..4_000).any(|_| {
+        world.round();
+        noted(&world)
+    }));
+    world.tell(replicant, Event::Order(Order::Resync));
+    let disk = &mut world.nodes[replicant].disk;
+    assert!(disk.identity.as_ref().is_some_and(|identity| identity.inconsistent));
+    disk.journal.clear();
+    (disk.durable, disk.applied) = (0, 0);
+    world.kill(replicant, false);
+    for _ in 0..3_000 {
+        world.round();
+    }
+    assert_eq!(
+        world.nodes[master].member.state_name(),
+        StateName::PrimaryActive,
+        "{:?}",
+        world.nodes[replicant].member
+    );
 }
 
 #[test]
