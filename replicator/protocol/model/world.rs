@@ -86,6 +86,9 @@ pub(crate) struct Disk {
     pub(crate) journal: Vec<Position>,
     /// The first operation that the journal still has as a record; what is before came with a copy.
     pub(crate) first: u64,
+    /// A copy was begun and not completed: it has a journal of its own, without a record. What was held shows in the files
+    /// until it is replaced by the same.
+    pub(crate) emptied: bool,
     /// So many would survive a loss of power.
     pub(crate) durable: usize,
     /// So many may show in the files.
@@ -110,6 +113,9 @@ impl Disk {
         at.seq == 0 || self.journal.get(at.seq as usize - 1) == Some(&at)
     }
     fn facts(&self) -> JournalFacts {
+        if self.emptied {
+            return JournalFacts { first: 1, ..JournalFacts::default() };
+        }
         JournalFacts { first: self.first.max(1), end: self.end(), applied: self.applied as u64 }
     }
 }
@@ -835,9 +841,7 @@ impl<'a> Step<'a> {
             Effect::StartNetcopyAsSource { session } => node.copy_to = Some(session),
             Effect::StartNetcopyAsTarget { session, generation } => {
                 node.copy_from = Some(session);
-                // What comes has a journal of its own.
-                node.disk.journal.clear();
-                (node.disk.first, node.disk.durable, node.disk.applied) = (1, 0, 0);
+                node.disk.emptied = true;
                 if generation.epoch < node.disk.promised {
                     self.world.broken = Some("I4: an epoch older than the promise is copied");
                 }
@@ -863,6 +867,7 @@ impl<'a> Step<'a> {
             }
             Effect::SetVolumeAside => {
                 let tail = std::mem::take(&mut node.disk.journal);
+                node.disk.emptied = false;
                 node.disk.aside.extend(tail);
                 (node.disk.first, node.disk.durable, node.disk.applied) = (1, 0, 0);
             }
@@ -1260,6 +1265,7 @@ impl<'a> Step<'a> {
         let len = journal.len();
         node.disk.journal = journal;
         (node.disk.durable, node.disk.applied, node.disk.first) = (len, len, len as u64 + 1);
+        node.disk.emptied = false;
         node.disk.rolled_back = false;
         node.marks.durable = len as u64;
         let end = node.disk.end();
