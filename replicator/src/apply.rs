@@ -23,6 +23,9 @@ use crate::volume::perform::file_of;
 const BATCH_BYTES: usize = 1 << 20;
 /// How long to wait before a record that found no room is tried again.
 const ROOM_INTERVAL: Duration = Duration::from_secs(1);
+/// After some work the worker rests, so that records which become committed one by one are performed together: nobody waits
+/// for them, and whoever waits for an acknowledgement needs the processor.
+const REST: Duration = Duration::from_millis(5);
 
 /// How long to wait before a record that cannot be performed is given up: by then the journal would say that it could not
 /// be performed on the master either.
@@ -95,13 +98,15 @@ enum Done {
 struct Progress {
     allowed: u64,
     stop: bool,
+    /// The worker looks by itself when it has rested.
+    resting: bool,
 }
 
 /// Starts to apply after `applied`, as far as it will be allowed.
 pub fn apply(journal: Arc<Journal>, applied: Position, perform: Perform) -> io::Result<Applier> {
     let shared = Arc::new(Shared {
         journal,
-        progress: Mutex::new(Progress { allowed: applied.seq, stop: false }),
+        progress: Mutex::new(Progress { allowed: applied.seq, stop: false, resting: false }),
         changed: Bell::default(),
         at_work: Mutex::new(applied),
         looked: Mutex::new(None),
@@ -121,12 +126,13 @@ pub fn apply(journal: Arc<Journal>, applied: Position, perform: Perform) -> io::
 }
 
 impl Applier {
-    /// Everything up to `seq` may be applied: it is committed, and the journal says so durably.
+    /// Everything up to `seq` may be applied: it is committed, and the journal says so durably. Somebody waits for it.
     pub fn allow(&self, seq: u64) {
         allow(&self.shared, seq);
+        self.shared.changed.ring();
     }
 
-    /// The same as a function that can be handed on.
+    /// The same as a function that can be handed on; nobody waits.
     pub fn allowance(&self) -> impl Fn(u64) + Send + Sync + 'static {
         let shared = Arc::downgrade(&self.shared);
         move |seq| {
@@ -173,8 +179,11 @@ fn is_not_there(error: Errno) -> bool {
 
 fn allow(shared: &Shared, seq: u64) {
     let mut progress = shared.progress.lock();
-    if seq > progress.allowed {
-        progress.allowed = seq;
+    let is_news = seq > progress.allowed;
+    progress.allowed = progress.allowed.max(seq);
+    let is_resting = progress.resting;
+    drop(progress);
+    if is_news && !is_resting {
         shared.changed.ring();
     }
 }
@@ -184,10 +193,11 @@ impl Shared {
     fn work(&self, perform: &Perform, told: &watch::Sender<Applied>, bytes: &mut Vec<u8>) -> Result<Turn, String> {
         let done = *self.at_work.lock();
         let allowed = {
-            let progress = self.progress.lock();
+            let mut progress = self.progress.lock();
             if progress.stop {
                 return Ok(Turn::Done);
             }
+            progress.resting = false;
             progress.allowed
         };
         if allowed <= done.seq {
@@ -220,6 +230,10 @@ impl Shared {
         let seq = self.at_work.lock().seq;
         let no_room = stopped == Some(ROOM_INTERVAL);
         told.send_modify(|applied| *applied = Applied { seq, no_room, failure: None });
+        if stopped.is_none() && seq >= allowed {
+            self.progress.lock().resting = true;
+            return Ok(Turn::Wait(Some(REST)));
+        }
         Ok(stopped.map_or(Turn::Again, |pause| Turn::Wait(Some(pause))))
     }
 

@@ -5,7 +5,8 @@
 //! failed is never tried again; nobody is told before the rule allows it, and everybody is told in the end.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -26,6 +27,14 @@ pub type OnFailure = Box<dyn Fn() + Send + Sync>;
 
 type Waiter = Box<dyn FnOnce(Result<(), Errno>) + Send>;
 
+/// Hears at once what happens here, from whoever makes it happen: it must not wait, and not call back.
+pub trait Follower: Send + Sync {
+    /// Somebody waits for everything up to this operation: the peer is to flush up to it.
+    fn asked(&self, seq: u64);
+    /// Up to here nothing will be taken back: what the replicant may apply.
+    fn committed(&self, seq: u64);
+}
+
 /// The ladder's upper half, and the replies that wait for it. Share it by `Arc`.
 pub struct Commit {
     journal: Arc<Journal>,
@@ -33,8 +42,8 @@ pub struct Commit {
     /// Wakes the worker that flushes.
     wanted: Bell,
     durable: watch::Sender<u64>,
-    committed: watch::Sender<u64>,
-    asked: watch::Sender<u64>,
+    committed: AtomicU64,
+    follower: Mutex<Option<Weak<dyn Follower>>>,
     on_failure: OnFailure,
     /// Where answers are counted, once that is known.
     metrics: OnceLock<Arc<Metrics>>,
@@ -62,8 +71,8 @@ impl Commit {
             state: Mutex::new(State { marks: Marks { durable, ..Marks::default() }, ..State::default() }),
             wanted: Bell::default(),
             durable: watch::Sender::new(durable),
-            committed: watch::Sender::new(0),
-            asked: watch::Sender::new(0),
+            committed: AtomicU64::new(0),
+            follower: Mutex::new(None),
             on_failure,
             metrics: OnceLock::new(),
         });
@@ -111,19 +120,26 @@ impl Commit {
         self.refresh(&mut self.state.lock())
     }
 
-    /// Up to here nothing will be taken back: what the replicant may apply.
-    pub fn committed(&self) -> watch::Receiver<u64> {
-        self.committed.subscribe()
+    /// Who hears of everything from now on, in place of whoever did before; and of what happened already.
+    pub fn follow(&self, follower: Weak<dyn Follower>) {
+        *self.follower.lock() = Some(follower);
+        let asked = self.state.lock().asked;
+        self.tell(|follower| {
+            follower.asked(asked);
+            follower.committed(self.committed.load(Ordering::Acquire));
+        });
+    }
+
+    fn tell(&self, news: impl FnOnce(&dyn Follower)) {
+        let follower = self.follower.lock().as_ref().and_then(Weak::upgrade);
+        if let Some(follower) = follower {
+            news(&*follower);
+        }
     }
 
     /// Tells the highest durable operation after each flush.
     pub fn durable(&self) -> watch::Receiver<u64> {
         self.durable.subscribe()
-    }
-
-    /// Tells the highest operation that somebody waits for: the peer is to flush up to it.
-    pub fn asked(&self) -> watch::Receiver<u64> {
-        self.asked.subscribe()
     }
 
     /// The marks as they are.
@@ -153,9 +169,12 @@ impl Commit {
             return reply(Ok(()));
         }
         state.waiting.entry(seq).or_default().push(reply);
-        if seq > state.asked {
-            state.asked = seq;
-            self.asked.send_replace(seq);
+        let is_news = seq > state.asked;
+        state.asked = state.asked.max(seq);
+        drop(state);
+        if is_news {
+            // The peer first: its way is the longer one.
+            self.tell(|follower| follower.asked(seq));
             self.wanted.ring();
         }
     }
@@ -224,11 +243,9 @@ impl Commit {
         let later = state.waiting.split_off(&(reached + 1));
         let ready = std::mem::replace(&mut state.waiting, later);
         drop(state);
-        self.committed.send_if_modified(|mark| {
-            let grows = committed > *mark;
-            *mark = committed.max(*mark);
-            grows
-        });
+        if self.committed.fetch_max(committed, Ordering::AcqRel) < committed {
+            self.tell(|follower| follower.committed(committed));
+        }
         ready.into_values().flatten().for_each(|reply| reply(Ok(())));
     }
 

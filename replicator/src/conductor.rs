@@ -1139,21 +1139,13 @@ impl Conductor {
                 tokio::time::sleep(MARKS_INTERVAL).await;
             }
         });
-        let (mut asked, mut committed, mut ended) = (commit.asked(), commit.committed(), shipper.ended());
-        let (following, inbox) = (Arc::clone(&shipper), self.notes.clone());
+        let follower = Arc::downgrade(&shipper);
+        commit.follow(follower);
+        // Kept until it has ended: then it can say why.
+        let (mut ended, kept, inbox) = (shipper.ended(), Arc::clone(&shipper), self.notes.clone());
         tokio::spawn(async move {
-            following.want_durable(*asked.borrow_and_update());
-            following.committed(*committed.borrow_and_update());
-            loop {
-                tokio::select! {
-                    biased;
-                    Ok(()) = asked.changed() => following.want_durable(*asked.borrow_and_update()),
-                    Ok(()) = committed.changed() => following.committed(*committed.borrow_and_update()),
-                    _ = ended.wait_for(Option::is_some) => break,
-                    else => break,
-                }
-            }
-            let why = ended.borrow().clone();
+            let why = ended.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+            drop(kept);
             match why {
                 Some(ship::Ended::Stopped | ship::Ended::Gone) | None => {}
                 // A copy would not come from this disk either, and who takes one cannot lead until it is complete.

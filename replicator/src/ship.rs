@@ -1,7 +1,7 @@
 //! Sends the master's journal to the peer, from wherever the peer stands. Reads the journal and nothing else: a peer that
 //! was away for a second and one that was away for a day are served by the same loop.
 //!
-//! Records nobody waits for leave after at most a millisecond, so that small writes travel together; records that somebody
+//! Records nobody waits for leave after at most some milliseconds, so that small writes travel together; records that somebody
 //! waits for leave at once, with the wish that the peer makes them durable. What is on its way and not yet received is
 //! limited by a window.
 
@@ -13,11 +13,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
+use crate::clock;
+use crate::commit::Follower;
 use crate::journal::{Journal, ReadError};
 use crate::link::{Ack, Gone, LinkHandle, RECORDS_WINDOW_BYTES, RecordsHeader};
 
 /// How long a record that nobody waits for may be held back for company.
-const COMPANY: Duration = Duration::from_millis(1);
+const COMPANY: Duration = Duration::from_millis(5);
 /// This many bytes go without waiting for more.
 const ENOUGH_BYTES: u64 = 64 << 10;
 /// Bytes of records in one frame: small enough that control messages are not held up, large enough to be cheap.
@@ -208,6 +210,16 @@ impl Shipper {
     }
 }
 
+impl Follower for Shipper {
+    fn asked(&self, seq: u64) {
+        self.want_durable(seq);
+    }
+
+    fn committed(&self, seq: u64) {
+        Shipper::committed(self, seq);
+    }
+}
+
 impl Drop for Shipper {
     fn drop(&mut self) {
         self.stop();
@@ -218,6 +230,7 @@ async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &S
     let mut appended = journal.appended();
     let mut next = shipping.from;
     let (mut asked, mut told) = (0, 0);
+    let mut sent = clock::monotonic();
     let gone = link.gone(shipping.session);
     tokio::pin!(gone);
     // A peer that lacks nothing is asked too: a master that may not write without it waits for its word.
@@ -245,13 +258,14 @@ async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &S
         };
 
         if next <= end && !state.window_is_full() {
-            let waited_for = wanted >= next || shipping.receipts;
+            // Also a wish for what has left already: the next frame takes it along.
+            let waited_for = wanted > asked || shipping.receipts;
             if !waited_for && journal.bytes_between(next - 1, end) < ENOUGH_BYTES {
                 // Nobody waits: give others the chance to come along, unless somebody begins to wait.
                 tokio::select! {
                     biased;
                     () = tokio::time::sleep(COMPANY) => {}
-                    () = wanted_from(state, next) => {}
+                    () = wanted_beyond(state, asked) => {}
                 }
             }
             let mut records = Vec::new();
@@ -278,6 +292,7 @@ async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &S
             }
             link.send_records(shipping.session, header, records).await.map_err(|Gone| Ended::Gone)?;
             next = batch.last.seq + 1;
+            sent = clock::monotonic();
             continue;
         }
 
@@ -289,29 +304,31 @@ async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &S
             continue;
         }
 
-        let news = told + 1 < next && !state.window_is_full();
+        let quiet = clock::monotonic().saturating_sub(sent) >= NEWS;
+        let news = quiet && told + 1 < next && !state.window_is_full();
+        if news && committed > told {
+            told = committed;
+            link.send_records(shipping.session, header, Vec::new()).await.map_err(|Gone| Ended::Gone)?;
+            continue;
+        }
+        // While records come now and then they are looked for now and then: whoever journals one wakes nobody. Where a receipt
+        // is all that is waited for, each is on its way before anybody waits.
+        let listens = quiet || shipping.receipts;
         tokio::select! {
             biased;
-            changed = appended.changed() => if changed.is_err() { return Ok(()) },
+            changed = appended.changed(), if listens => if changed.is_err() { return Ok(()) },
             () = state.wake.notified() => {}
             () = &mut gone => return Err(Ended::Gone),
-            () = tokio::time::sleep(NEWS), if news => {
-                let committed = state.committed.load(Ordering::Acquire);
-                if committed <= told {
-                    continue;
-                }
-                told = committed;
-                let header = RecordsHeader { committed: told, ..header };
-                link.send_records(shipping.session, header, Vec::new()).await.map_err(|Gone| Ended::Gone)?;
-            }
+            () = tokio::time::sleep(COMPANY), if !quiet => {}
+            () = tokio::time::sleep(NEWS), if news => {}
         }
     }
     Ok(())
 }
 
-/// Ends when somebody waits for a record from `next` on, or the shipment is stopped.
-async fn wanted_from(state: &State, next: u64) {
-    while state.wanted.load(Ordering::Acquire) < next && !state.stop.load(Ordering::Acquire) {
+/// Ends when somebody waits for more than the peer was asked for, or the shipment is stopped.
+async fn wanted_beyond(state: &State, asked: u64) {
+    while state.wanted.load(Ordering::Acquire) <= asked && !state.stop.load(Ordering::Acquire) {
         state.wake.notified().await;
     }
 }
