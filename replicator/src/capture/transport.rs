@@ -10,10 +10,15 @@
 //! fresh:   (INIT waits) -> run: INIT answered -> requests
 //! resumed: NOTIFY_RESEND -> run: unanswered requests of the predecessor, marked `resent` -> requests
 //! ```
+//!
+//! One thread at a time looks for requests, and goes on looking for a moment before it sleeps: to be woken costs more than
+//! most requests do. See [`Watch`].
 
 use super::parking::{Parking, Ticket};
 use super::wire::{self, Attr, Entry, IO_BYTES_MAX, Listing, Negotiated, Operation, Request, StatFs};
-use parking_lot::{Condvar, Mutex};
+use crate::clock;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use std::cell::RefCell;
@@ -21,6 +26,17 @@ use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+/// A thread looks so long for the next request before it sleeps, at most, and at least if it looks at all.
+const LOOK_MAX: Duration = Duration::from_micros(100);
+const LOOK_MIN: Duration = Duration::from_micros(10);
+/// So many requests in a row that had been waiting already are more than one thread can serve.
+const CROWD: u32 = 4;
+/// A request that takes longer does not keep others waiting: somebody looks so often whether anybody looks for requests.
+const GUARD_EVERY: Duration = Duration::from_millis(5);
+/// After so many looks in vain the guard sleeps until something comes.
+const GUARD_LOOKS: u32 = 20;
 
 /// What serves requests. Called by several threads at once.
 pub trait Handler: Send + Sync {
@@ -48,6 +64,8 @@ pub struct Session {
     initialised: Condvar,
     keeper: Keeper,
     ended: AtomicBool,
+    watch: Watch,
+    look_max: Duration,
 }
 
 struct Channel {
@@ -67,18 +85,22 @@ impl Session {
             Connection::Resumed(negotiated) => negotiated,
         };
         for device in &devices {
-            // Threads wait in read; a predecessor may have left the shared description non-blocking.
+            // Threads look for requests before they wait for one.
             let flags = rustix::fs::fcntl_getfl(device)?;
-            rustix::fs::fcntl_setfl(device, flags - rustix::fs::OFlags::NONBLOCK)?;
+            rustix::fs::fcntl_setfl(device, flags | rustix::fs::OFlags::NONBLOCK)?;
         }
         let parking = Arc::new(Parking::default());
         let channel = |device| Arc::new(Channel { device, parking: Arc::clone(&parking) });
+        // With one processor, whoever looks keeps away who would make the request.
+        let several = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
         let session = Arc::new(Self {
             channels: devices.into_iter().map(channel).collect(),
             negotiated: Mutex::new(negotiated),
             initialised: Condvar::new(),
             keeper,
             ended: AtomicBool::new(false),
+            watch: Watch::default(),
+            look_max: if several { LOOK_MAX } else { Duration::ZERO },
         });
         if connection != Connection::Fresh {
             // A kernel that does not know this (before 6.9) says EINVAL: requests in flight stay unanswered and whoever
@@ -166,16 +188,18 @@ impl Session {
 
     fn serve(&self, channel: &Arc<Channel>, handler: &dyn Handler) {
         let mut buffer = RequestBuffer::new();
+        let mut patience = Patience::default();
+        self.watch.back();
         loop {
-            let message = match rustix::io::read(&channel.device, buffer.as_mut()) {
+            let message = match self.next(channel, &mut buffer, &mut patience) {
                 Ok(length) => buffer.message(length),
-                // Interrupted, or the request was withdrawn while it was being read.
-                Err(Errno::INTR | Errno::NOENT | Errno::AGAIN) => continue,
-                Err(Errno::NODEV) => break,
+                // Unmounted or aborted.
+                Err(Errno::NODEV | Errno::CONNABORTED | Errno::PERM) => break,
                 Err(errno) => {
-                    // EINVAL or EFAULT would be our own mistake with the buffer; nothing can be read any more.
-                    tracing::error!(%errno, "read of the FUSE connection failed");
-                    break;
+                    // Our own mistake with the buffer, or no memory. Others would wait for this thread, and a mount that nobody
+                    // serves is worse than a successor.
+                    tracing::error!(%errno, "read of the FUSE connection failed; the process ends");
+                    std::process::abort();
                 }
             };
             let parsed = match wire::parse(message) {
@@ -188,8 +212,10 @@ impl Session {
                     continue;
                 }
             };
-            let wants_answer = parsed.request.operation.wants_answer();
-            let reply = Reply::new(channel, parsed.raw_unique, wants_answer);
+            let operation = &parsed.request.operation;
+            self.watch.took(patience.is_crowd() || operation.may_take_long());
+            patience.hopeless = operation.waits_for_peer();
+            let reply = Reply::new(channel, parsed.raw_unique, operation.wants_answer());
             if let Operation::Init(offer) = parsed.request.operation {
                 self.greet(&offer, reply);
             } else if let Operation::Interrupt { unique } = parsed.request.operation {
@@ -198,11 +224,66 @@ impl Session {
             } else {
                 handler.handle(parsed.request, reply);
             }
+            self.watch.back();
         }
+        self.watch.end();
         self.ended.store(true, Ordering::Release);
         // Taken so that nobody who is about to wait misses the news.
         drop(self.negotiated.lock());
         self.initialised.notify_all();
+    }
+
+    /// The next request's length: looks for one, rests while somebody else looks, sleeps when none comes.
+    fn next(&self, channel: &Channel, buffer: &mut RequestBuffer, patience: &mut Patience) -> Result<usize, Errno> {
+        if let Some(length) = channel.take(buffer)? {
+            patience.in_a_row += 1;
+            return Ok(length);
+        }
+        patience.in_a_row = 0;
+        loop {
+            match self.watch.rest() {
+                Rest::Over => return Err(Errno::NODEV),
+                Rest::Called => patience.hopeless = false,
+                Rest::Alone => {
+                    if let Some(length) = self.look(channel, buffer, patience)? {
+                        return Ok(length);
+                    }
+                }
+            }
+            if let Some(length) = channel.take(buffer)? {
+                return Ok(length);
+            }
+        }
+    }
+
+    /// Looks for a request for a while, then sleeps until there is one, which is not taken yet.
+    fn look(
+        &self,
+        channel: &Channel,
+        buffer: &mut RequestBuffer,
+        patience: &mut Patience,
+    ) -> Result<Option<usize>, Errno> {
+        let began = clock::monotonic();
+        let waited = || clock::monotonic().saturating_sub(began);
+        let limit = if patience.hopeless { Duration::ZERO } else { patience.look.min(self.look_max) };
+        while waited() < limit {
+            if let Some(length) = channel.take(buffer)? {
+                patience.look_longer();
+                return Ok(Some(length));
+            }
+            std::hint::spin_loop();
+        }
+        match poll(&mut [PollFd::new(&channel.device, PollFlags::IN)], None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        if waited() < LOOK_MAX {
+            patience.look_longer();
+        } else if !patience.hopeless {
+            patience.look_shorter();
+        }
+        patience.hopeless = false;
+        Ok(None)
     }
 
     /// Also of a resumed connection: a predecessor may have died with INIT in its hands.
@@ -234,6 +315,175 @@ fn inval_inode(nodeid: u64, offset: i64, length: i64) -> ([u8; 16], [u8; 24]) {
     body[8..16].copy_from_slice(&offset.to_ne_bytes());
     body[16..].copy_from_slice(&length.to_ne_bytes());
     (wire::out_header(body.len(), wire::NOTIFY_INVAL_INODE, 0), body)
+}
+
+/// How long a thread looks for the next request: for as long as it was worth while lately.
+#[derive(Default)]
+struct Patience {
+    look: Duration,
+    /// Whoever made the last request waits for disks and a peer, and will not make another one soon.
+    hopeless: bool,
+    /// Requests that were there as soon as the one before was answered.
+    in_a_row: u32,
+}
+
+impl Patience {
+    fn look_longer(&mut self) {
+        self.look = (self.look * 2).clamp(LOOK_MIN, LOOK_MAX);
+    }
+
+    fn look_shorter(&mut self) {
+        self.look = if self.look >= LOOK_MIN * 2 { self.look / 2 } else { Duration::ZERO };
+    }
+
+    fn is_crowd(&mut self) -> bool {
+        let crowd = self.in_a_row >= CROWD;
+        if crowd {
+            self.in_a_row = 0;
+        }
+        crowd
+    }
+}
+
+/// Which threads look for requests. The kernel wakes a thread for each request if one sleeps in `read`, also when another
+/// one is about to take it; so threads that are not needed rest here, where it does not see them.
+///
+/// What must always hold: while requests may come, somebody looks for them, or all who looked are busy and will be back
+/// soon, or a guard takes their place after a while. A thread that takes something long calls another one at once.
+#[derive(Default)]
+struct Watch {
+    state: Mutex<Watching>,
+    /// Where threads rest.
+    bench: Condvar,
+    /// Where the one rests that looks after the others.
+    post: Condvar,
+}
+
+#[derive(Default)]
+struct Watching {
+    /// Threads that look for requests, those that were called included. Whoever answers one is not among them.
+    looking: usize,
+    /// Threads that rest, the guard and those that were called and have not heard it yet included.
+    resting: usize,
+    /// How many of those that rest have been called.
+    called: usize,
+    guarded: bool,
+    /// The guard sleeps.
+    quiet: bool,
+    /// Requests that were taken, so that the guard sees whether anything moves.
+    taken: u64,
+    ended: bool,
+}
+
+enum Rest {
+    /// Nobody else looks.
+    Alone,
+    /// Somebody wants this thread to look.
+    Called,
+    /// The connection is over.
+    Over,
+}
+
+impl Watch {
+    /// A thread looks for requests again.
+    fn back(&self) {
+        self.state.lock().looking += 1;
+    }
+
+    /// A thread has taken a request and will be `back`. `replaced`: somebody has to look meanwhile.
+    fn took(&self, replaced: bool) {
+        let mut state = self.state.lock();
+        state.taken += 1;
+        state.looking -= 1;
+        let calls = replaced && state.looking == 0 && state.called < state.resting;
+        // The guard is called last, so that it need not hand its duty over.
+        let calls_guard = calls && state.resting - usize::from(state.guarded) <= state.called;
+        let wakes_guard = std::mem::take(&mut state.quiet);
+        if calls {
+            state.called += 1;
+            state.looking += 1;
+        }
+        drop(state);
+        if calls && !calls_guard {
+            self.bench.notify_one();
+        }
+        if calls_guard || wakes_guard {
+            self.post.notify_one();
+        }
+    }
+
+    /// Rests until it is called, unless nobody else looks.
+    fn rest(&self) -> Rest {
+        let mut state = self.state.lock();
+        if state.ended {
+            return Rest::Over;
+        }
+        if state.looking <= 1 {
+            return Rest::Alone;
+        }
+        state.looking -= 1;
+        state.resting += 1;
+        loop {
+            if state.ended {
+                return Rest::Over;
+            }
+            if state.called > 0 {
+                state.called -= 1;
+                break;
+            }
+            if state.guarded {
+                self.bench.wait(&mut state);
+                continue;
+            }
+            state.guarded = true;
+            let is_missed = self.stand_guard(&mut state);
+            state.guarded = false;
+            if is_missed {
+                state.looking += 1;
+                break;
+            }
+        }
+        state.resting -= 1;
+        let wants_guard = !state.guarded && state.resting > 0;
+        drop(state);
+        if wants_guard {
+            self.bench.notify_one();
+        }
+        Rest::Called
+    }
+
+    /// Looks every now and then whether anybody looks for requests. True: nobody does, and whoever took the last one was not
+    /// back for a while.
+    fn stand_guard(&self, state: &mut MutexGuard<'_, Watching>) -> bool {
+        let (mut seen, mut in_vain) = (state.taken, 0);
+        loop {
+            if in_vain < GUARD_LOOKS {
+                self.post.wait_for(state, GUARD_EVERY);
+            } else {
+                state.quiet = true;
+                self.post.wait(state);
+                state.quiet = false;
+                in_vain = 0;
+            }
+            if state.ended || state.called > 0 {
+                return false;
+            }
+            if state.taken != seen {
+                (seen, in_vain) = (state.taken, 0);
+            } else if state.looking == 0 {
+                return true;
+            } else {
+                in_vain += 1;
+            }
+        }
+    }
+
+    /// Nobody needs to look any more.
+    fn end(&self) {
+        self.state.lock().ended = true;
+        self.bench.notify_all();
+        self.post.notify_all();
+    }
 }
 
 /// Threads that serve a session.
@@ -445,6 +695,19 @@ impl std::fmt::Debug for Reply {
 }
 
 impl Channel {
+    /// Takes a request into the buffer, if there is one.
+    fn take(&self, buffer: &mut RequestBuffer) -> Result<Option<usize>, Errno> {
+        loop {
+            match rustix::io::read(&self.device, buffer.as_mut()) {
+                Ok(length) => return Ok(Some(length)),
+                // Interrupted, or the request was withdrawn while it was being read.
+                Err(Errno::INTR | Errno::NOENT) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(errno) => return Err(errno),
+            }
+        }
+    }
+
     fn answer(&self, raw_unique: u64, error: i32, body: &[u8]) -> Result<(), Errno> {
         let header = wire::out_header(body.len(), error, raw_unique);
         let written = if body.is_empty() {
@@ -623,5 +886,56 @@ mod tests {
         assert!(resent);
         reply.bytes(b"late");
         assert_eq!(application.join().unwrap().unwrap(), b"late");
+    }
+
+    /// Hangs in every look for a name that begins with "slow", until it is let go on.
+    struct Slow {
+        entered: Mutex<mpsc::Sender<()>>,
+        go_on: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Handler for Slow {
+        fn handle(&self, request: Request<'_>, reply: Reply) {
+            match request.operation {
+                Operation::Lookup { name } => {
+                    if name.starts_with(b"slow") {
+                        self.entered.lock().send(()).unwrap();
+                        self.go_on.lock().recv().unwrap();
+                    }
+                    reply.entry(&Entry::absent());
+                }
+                Operation::GetAttributes { .. } => reply.attributes(&attr(request.nodeid), 3600),
+                Operation::Forget(_) | Operation::Interrupt { .. } => drop(reply),
+                _ => reply.error(Errno::NOSYS),
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_that_hangs_keeps_nobody_else_waiting() {
+        let place = Mounted(tempfile::tempdir().unwrap());
+        let session = mount_here(place.0.path()).unwrap();
+        let ((entered, slow), (go_on, let_go)) = (mpsc::channel(), mpsc::channel());
+        let handler = Slow { entered: Mutex::new(entered), go_on: Mutex::new(let_go) };
+        let running = session.run(Arc::new(handler), 3).unwrap();
+        assert!(session.wait_served());
+        for round in 0..200 {
+            let (tell, told) = mpsc::channel();
+            std::thread::scope(|scope| {
+                scope.spawn(|| assert!(!place.0.path().join(format!("slow-{round}")).exists()));
+                slow.recv_timeout(Duration::from_secs(20)).unwrap();
+                scope.spawn(|| {
+                    for number in 0..10 {
+                        assert!(!place.0.path().join(format!("quick-{round}-{number}")).exists());
+                    }
+                    tell.send(()).unwrap();
+                });
+                let served = told.recv_timeout(Duration::from_secs(20));
+                go_on.send(()).unwrap();
+                served.unwrap();
+            });
+        }
+        drop(place);
+        running.wait();
     }
 }

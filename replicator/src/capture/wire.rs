@@ -19,6 +19,11 @@ pub const IO_BYTES_MAX: usize = 1 << 20;
 /// Header and structure of a WRITE: its data begins after them.
 pub const WRITE_PREFIX: usize = IN_HEADER_LENGTH + 40;
 
+/// What is written by one such request is journaled and on the volume before another thread would have woken up.
+const SHORT_WRITE: usize = 32 << 10;
+/// Flag of an open file: what is written is to be durable before the answer. `O_SYNC` contains it.
+const O_DSYNC: u32 = 0o10_000;
+
 /// Set in `unique` by the kernel when a request is sent again after `NOTIFY_RESEND`.
 pub(super) const UNIQUE_RESEND: u64 = 1 << 63;
 
@@ -366,6 +371,26 @@ impl Operation<'_> {
     #[must_use]
     pub fn wants_answer(&self) -> bool {
         !matches!(self, Operation::Forget(_) | Operation::Interrupt { .. })
+    }
+
+    /// Whether answering may well take long, because content comes from the disk or much of it is moved.
+    pub(super) fn may_take_long(&self) -> bool {
+        matches!(
+            self,
+            Operation::Read { .. }
+                | Operation::ReadDirectory { .. }
+                | Operation::Seek { .. }
+                | Operation::Fallocate { .. }
+                | Operation::TemporaryFile { .. }
+                | Operation::Init(_)
+                | Operation::SetAttributes(SetAttributes { size: Some(_), .. })
+        ) || matches!(self, Operation::Write { data, .. } if data.len() > SHORT_WRITE)
+    }
+
+    /// Whether the answer waits for disks and the peer.
+    pub(super) fn waits_for_peer(&self) -> bool {
+        matches!(self, Operation::Fsync { .. } | Operation::FsyncDirectory { .. } | Operation::SyncFs)
+            || matches!(self, Operation::Write { flags, .. } if flags & O_DSYNC != 0)
     }
 }
 
