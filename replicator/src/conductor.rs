@@ -221,7 +221,7 @@ struct Conductor {
     /// What of the last copy is remembered durably.
     copy_kept: Option<(String, NetcopyPhase)>,
     state: StateName,
-    /// The identity on disk says that this member leads.
+    /// The identity on disk says that the volume shows the whole journal.
     led: bool,
     /// Where the journal stood when this process lost the lead: its volume shows nothing that came later.
     reign_ended: Option<u64>,
@@ -234,7 +234,7 @@ pub async fn run(mut given: Given) -> Result<Exit, ConductorError> {
     let folder = given.settings.volume.join(volume::FOLDER);
     let file = Arc::new(IdentityFile::lock(&folder)?);
     let identity: Option<Identity> = file.load()?;
-    let led = identity.as_ref().is_some_and(|identity| identity.leading);
+    let led = identity.as_ref().is_some_and(Identity::shows_everything);
     let memory = Memory::new(&folder);
     let (notes, mut noted) = mpsc::unbounded_channel();
     let member = member_name(&given.settings);
@@ -407,7 +407,7 @@ fn begin(
         "journal"
     );
     let journal = Arc::new(journal);
-    let upto = if identity.leading { journal.end().seq } else { recovered.committed_mark };
+    let upto = if identity.shows_everything() { journal.end().seq } else { recovered.committed_mark };
     let lost_power = identity.node_boot != facts.node_boot;
     // Files that were copied or restored here from another volume are not what their list says; the member decides what
     // they are good for.
@@ -840,7 +840,7 @@ impl Conductor {
 
     /// The first identity of a volume founds its journal and gives its files ids.
     async fn persist(&mut self, identity: Identity) -> io::Result<()> {
-        if let Some(journal) = self.stages.journal.clone().filter(|_| self.led && !identity.leading) {
+        if let Some(journal) = self.stages.journal.clone().filter(|_| self.led && !identity.shows_everything()) {
             // A master's journal has no marks of what shows on its volume: all of it does. The next start of a member that
             // leads no more would otherwise take the last mark of its time before for where its volume stands.
             blocking(move || {
@@ -849,7 +849,7 @@ impl Conductor {
             })
             .await?;
         }
-        self.led = identity.leading;
+        self.led = identity.shows_everything();
         let file = Arc::clone(&self.file);
         let kept = identity.clone();
         if mistake!(IdentityNotKept) && self.stages.journal.is_some() {

@@ -58,6 +58,14 @@ impl IdentityFile {
         Ok(Self { path: folder.join("member"), _lock: held })
     }
 
+    /// What a member keeps in `folder`, for whoever is no member and only looks.
+    #[cfg(test)]
+    pub(crate) fn peek<T: DeserializeOwned>(folder: &Path) -> Option<T> {
+        let path = folder.join("member");
+        let nobody = std::fs::File::open(&path).ok()?;
+        Self { path, _lock: nobody.into() }.load().ok().flatten()
+    }
+
     /// What was kept last; `None` on a volume that never belonged to a pair.
     pub fn load<T: DeserializeOwned>(&self) -> Result<Option<T>, IdentityError> {
         let bytes = match std::fs::read(&self.path) {

@@ -249,4 +249,10 @@ impl Identity {
     pub fn highest_epoch(&self) -> u64 {
         self.promised.epoch.max(self.intent).max(self.seen.epoch)
     }
+
+    /// The volume shows everything in the journal, committed or not: this member leads or led, and followed nobody since; or
+    /// its claim was successful, and it began to show everything before it could open.
+    pub fn shows_everything(&self) -> bool {
+        self.leading || (self.led > 0 && self.led == self.promised.epoch)
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tandem_protocol::identity::{DataId, MemberName, Nonce, PairId};
+use tandem_protocol::identity::{DataId, Identity, MemberName, Nonce, PairId};
 use tandem_protocol::member::effect::Exit;
 use tandem_protocol::member::event::Order;
 use tandem_protocol::member::settings::{AckPolicy, Protection};
@@ -24,6 +24,7 @@ use super::power;
 use crate::conductor::door::Door;
 use crate::conductor::{self, ConductorError, Given, Rhythm, Wishes};
 use crate::health::Shown;
+use crate::identity::IdentityFile;
 use crate::metrics::Metrics;
 use crate::report::Account;
 use crate::settings::{Member, ServeSettings};
@@ -821,13 +822,16 @@ impl World {
         self.tell(format!("{}'s node loses its power; {lost} sectors of its journal are lost", name(index)));
     }
 
-    /// A disk is lost, but never the only certified one.
+    /// A disk is lost, but never the only complete one: that is for a human to decide about.
     fn lose_disk(&mut self, index: usize) {
         let other = [MemberName::A, MemberName::B][1 - index];
         let memory_only = self.settings.ack_policy == AckPolicy::Received;
         let no_record = self.api.missing_since().is_some();
+        let kept: Option<Identity> = IdentityFile::peek(&self.hosts[1 - index].folder.join("volume/.tandem"));
+        let copying = kept.is_none_or(|identity| identity.inconsistent);
         if memory_only
             || no_record
+            || copying
             || self.api.record().certified.get(other).is_none()
             || self.hosts[1 - index].disk_lost
         {

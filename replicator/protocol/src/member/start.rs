@@ -150,8 +150,11 @@ impl Member {
             }
             let noted = record.positions.get(self.name).copied().unwrap_or_default();
             let order = |position: Position| (position.epoch, position.seq);
-            // A copy that was not completed began with an empty journal, and is no copy to lead with anyway.
-            let older = order(noted) > order(self.journal.end) && !identity.inconsistent;
+            // Nothing is told by a note of a tail that was cut off since: a later epoch began before it ended. Nor about a copy
+            // that was not completed: it began with an empty journal, and is no copy to lead with anyway.
+            let next = identity.history.iter().find(|span| span.generation.epoch > noted.epoch);
+            let of_a_tail = next.is_some_and(|span| span.after.seq < noted.seq);
+            let older = order(noted) > order(self.journal.end) && !of_a_tail && !identity.inconsistent;
             if older && !self.naive(Mutation::IgnorePositions) {
                 return Some(Quarantine::VolumeRolledBack);
             }

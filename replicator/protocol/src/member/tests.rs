@@ -8,7 +8,7 @@ use super::{
 };
 use crate::Position;
 use crate::ack::{AckRule, Marks, acknowledged};
-use crate::identity::{Generation, Identity, MemberName, PairId};
+use crate::identity::{Generation, Identity, MemberName, PairId, Span};
 use crate::member::settings::{AckPolicy, Protection, Settings};
 use crate::record::{Record, Request, Version, check};
 
@@ -889,6 +889,54 @@ fn a_copy_that_was_not_completed_is_begun_anew_although_more_was_noted_of_it() {
         "{:?}",
         world.nodes[replicant].member
     );
+}
+
+#[test]
+fn a_note_of_a_tail_that_was_cut_off_says_nothing_and_one_of_the_history_does() {
+    for cut_off in [false, true] {
+        let (mut world, master) = founded(Settings { join_within: 4, ..Settings::default() });
+        let replicant = 1 - master;
+        world.kill(replicant, false);
+        let (end, epoch) = (world.nodes[replicant].disk.end(), world.record.epoch);
+        let noted = Position { epoch, seq: end.seq + 10, chain: 1 };
+        world.record.positions.set(name(replicant), Some(noted));
+        if cut_off {
+            let identity = world.nodes[replicant].disk.identity.as_mut().unwrap();
+            let generation = Generation { epoch: epoch + 1, ..identity.promised };
+            identity.history.push(Span { generation, after: end });
+        }
+        world.start(replicant);
+        let is_quarantined = (0..2_000).any(|_| {
+            world.now += 50;
+            world.tell(replicant, Event::Tick);
+            world.api(replicant);
+            world.nodes[replicant].member.state_name() == StateName::Quarantined
+        });
+        assert_eq!(is_quarantined, !cut_off, "{:?}", world.nodes[replicant].member);
+    }
+}
+
+/// What shows of a journal decides what a restart makes true: also if the process dies before the member could open.
+#[test]
+fn whoever_claimed_shows_its_whole_journal_until_it_follows_again() {
+    let (mut world, master) = founded(Settings { join_within: 4, ..Settings::default() });
+    let shows = |world: &World, of: usize| world.nodes[of].disk.identity.as_ref().unwrap().shows_everything();
+    assert_eq!([shows(&world, master), shows(&world, 1 - master)], [true, false]);
+    let replicant = 1 - master;
+    world.kill(master, false);
+    world.calm = false;
+    let claimed = (0..3_000).any(|_| {
+        world.now += 50;
+        world.tell(replicant, Event::Tick);
+        world.work(replicant);
+        world.api(replicant);
+        let identity = world.nodes[replicant].disk.identity.as_ref().unwrap();
+        if identity.led == world.record.epoch && !identity.leading {
+            assert!(identity.shows_everything());
+        }
+        identity.leading
+    });
+    assert!(claimed && shows(&world, replicant));
 }
 
 #[test]
