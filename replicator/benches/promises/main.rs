@@ -1,9 +1,11 @@
 //! What the design promises in figures, measured with the alternatives beside it: `cargo bench-tandem` (Debian, root).
 //! Every round plays every contestant one after the other, so that a noisy machine is noisy for all; the table shows medians,
 //! their spread, and ratios to the bare volume. Words choose rows by their names, `--rounds=N` (5) how often, `--of=Durable`
-//! one of the pairs. What each row cost the processors of master and replicant is told on the way.
+//! one contestant (may be repeated). `--keep` writes table, figures and plot beside this file. What each row cost the
+//! processors of master and replicant is told on the way.
 //!
-//! Both members run on this machine, with TLS between them, and write to the same disk as the bare volume.
+//! Everything runs on this machine and writes to the same disk as the bare volume: both members, with TLS between them; both
+//! servers of GlusterFS, without.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a measurement that cannot be made ends the run
 
@@ -12,11 +14,14 @@ mod databases;
 mod files;
 #[path = "../../tests/harness/mod.rs"]
 mod harness;
+mod plot;
+mod rivals;
 mod table;
 
 use std::path::{Path, PathBuf};
 
 use harness::Pair;
+use rivals::Rival;
 use serde_json::json;
 use table::Table;
 
@@ -26,13 +31,14 @@ pub(crate) struct Contestant {
     pub(crate) folder: PathBuf,
     pair: Option<Pair>,
     _bare: Option<tempfile::TempDir>,
+    _rival: Option<Rival>,
 }
 
 impl Contestant {
     fn bare() -> Self {
         let bare = tempfile::tempdir().unwrap();
         open_to_all(bare.path());
-        Self { name: BARE, folder: bare.path().to_path_buf(), pair: None, _bare: Some(bare) }
+        Self { name: BARE, folder: bare.path().to_path_buf(), pair: None, _bare: Some(bare), _rival: None }
     }
 
     fn tandem(name: &'static str, number: u8, settings: &serde_json::Value) -> Self {
@@ -45,7 +51,13 @@ impl Contestant {
         pair.wait_in_sync("a");
         let folder = pair.mount("a");
         open_to_all(&folder);
-        Self { name, folder, pair: Some(pair), _bare: None }
+        Self { name, folder, pair: Some(pair), _bare: None, _rival: None }
+    }
+
+    fn rival(name: &'static str, rival: Rival) -> Self {
+        let folder = rival.folder();
+        open_to_all(&folder);
+        Self { name, folder, pair: None, _bare: None, _rival: Some(rival) }
     }
 
     /// Seconds of processor that the replicators have used: the master's and the replicant's.
@@ -99,7 +111,7 @@ fn open_to_all(folder: &Path) {
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| word != "--bench").collect();
     let rounds = words.iter().find_map(|word| word.strip_prefix("--rounds=")).map_or(5, |text| text.parse().unwrap());
-    let of = words.iter().find_map(|word| word.strip_prefix("--of="));
+    let of: Vec<&str> = words.iter().filter_map(|word| word.strip_prefix("--of=")).collect();
     let names: Vec<&str> = words.iter().map(String::as_str).filter(|word| !word.starts_with("--")).collect();
     let wanted = |name: &str| names.is_empty() || names.iter().any(|word| name.contains(word));
 
@@ -109,11 +121,16 @@ fn main() {
         ("Received", 42, json!({"ack_policy": "Received"})),
         ("Async", 43, json!({"protection": "Async"})),
     ];
+    let takes_part = |name: &str| of.is_empty() || of.contains(&name);
     let mut contestants = vec![Contestant::bare()];
     for (name, number, settings) in &pairs {
-        if of.is_none_or(|of| of == *name) {
+        if takes_part(name) {
             contestants.push(Contestant::tandem(name, *number, settings));
         }
+    }
+    let rivals = [("bindfs", Rival::bindfs as fn() -> Rival), ("GlusterFS, replica 2", Rival::gluster)];
+    for (name, start) in rivals.into_iter().filter(|(name, _)| takes_part(name)) {
+        contestants.push(Contestant::rival(name, start()));
     }
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
@@ -153,4 +170,22 @@ fn main() {
         }
     }
     print!("{}", table.markdown());
+    if words.iter().any(|word| word == "--keep") {
+        keep(&table, rounds);
+    }
+}
+
+/// Table, figures and plot, in the repository.
+fn keep(table: &Table, rounds: u32) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
+    let text = format!(
+        "# Measured side by side\n\nWritten by `cargo bench-tandem --keep`: {rounds} rounds, every contestant in each; medians, and \
+         ratios to the bare volume (without it: to the first). Both copies are written to one disk by one machine with {} \
+         processors, so figures compare within this table only.\n\n![ratios to the bare volume](results.svg)\n\n{}",
+        std::thread::available_parallelism().unwrap(),
+        table.markdown()
+    );
+    std::fs::write(folder.join("RESULTS.md"), text).unwrap();
+    std::fs::write(folder.join("results.json"), table.json()).unwrap();
+    std::fs::write(folder.join("results.svg"), plot::svg(&table.ratios())).unwrap();
 }

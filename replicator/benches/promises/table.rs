@@ -1,6 +1,7 @@
 //! Figures by row and contestant, and what is printed of them.
 
 use crate::BARE;
+use serde_json::{Value, json};
 use std::fmt::Write;
 
 #[derive(Default)]
@@ -49,6 +50,26 @@ impl Table {
             }
         }
         text
+    }
+
+    /// All figures, in the order of the rounds.
+    pub(crate) fn json(&self) -> String {
+        let row = |row: &Row| {
+            let cells: serde_json::Map<String, Value> =
+                row.cells.iter().map(|(of, figures)| ((*of).to_string(), json!(figures))).collect();
+            json!({"row": row.name, "unit": row.unit, "figures": cells})
+        };
+        serde_json::to_string_pretty(&self.rows.iter().map(row).collect::<Vec<_>>()).unwrap()
+    }
+
+    /// Ratios of medians to the bare volume, of every row that has one.
+    pub(crate) fn ratios(&self) -> Vec<(&str, Vec<(&'static str, f64)>)> {
+        let of_row = |row: &'_ Row| -> Option<Vec<(&'static str, f64)>> {
+            let base = spread(&row.cells.iter().find(|(of, _)| *of == BARE)?.1)[1];
+            let others = row.cells.iter().filter(|(of, _)| *of != BARE);
+            Some(others.map(|(of, figures)| (*of, spread(figures)[1] / base)).collect())
+        };
+        self.rows.iter().filter_map(|row| Some((row.name.as_str(), of_row(row)?))).collect()
     }
 }
 
