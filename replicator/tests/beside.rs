@@ -423,7 +423,7 @@ fn same_as(plain: &Path, place: &Path, what: &str) {
 fn random_calls_tell_the_same_beside_a_plain_folder() {
     let (seed, calls) = (number("TANDEM_BESIDE_SEED", 1), number("TANDEM_BESIDE_CALLS", 4_000));
     let plain = plain();
-    let mut pair = Pair::new(64);
+    let mut pair = Pair::new();
     open_to_all(&pair);
     pair.start("a");
     pair.wait_serving("a");
@@ -447,7 +447,7 @@ fn random_calls_tell_the_same_beside_a_plain_folder() {
 fn random_calls_tell_the_same_while_the_serving_process_dies_again_and_again() {
     let (seed, calls) = (number("TANDEM_BESIDE_SEED", 2), number("TANDEM_BESIDE_CALLS", 4_000));
     let plain = plain();
-    let mut pair = Pair::new(65);
+    let mut pair = Pair::new();
     open_to_all(&pair);
     // A process that is back soon keeps the lead.
     for member in ["a", "b"] {

@@ -267,8 +267,8 @@ fn tree(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// A pair in sync with some data.
-fn pair(number: u8) -> (Pair, u64) {
-    let mut pair = Pair::new(number);
+fn pair() -> (Pair, u64) {
+    let mut pair = Pair::new();
     pair.start("a");
     pair.wait_serving("a");
     pair.start("b");
@@ -300,7 +300,7 @@ fn hello_as(member: MemberName, pair: &Pair, theirs: &Hello) -> Hello {
 
 #[test]
 fn a_master_outlives_a_hostile_replicant() {
-    let (mut pair, mut acknowledged) = pair(61);
+    let (mut pair, mut acknowledged) = pair();
     pair.stop("b");
     pair.wait("a to lead alone", || pair.shown("a")["serving"] == true);
     let mut besieged = Besieged::new(pair, "a");
@@ -542,8 +542,8 @@ impl Master {
 }
 
 /// `b` alone, in sync until now, and somebody else at the address of `a`.
-fn orphaned(number: u8) -> (Besieged, TcpListener) {
-    let (mut pair, _) = pair(number);
+fn orphaned() -> (Besieged, TcpListener) {
+    let (mut pair, _) = pair();
     // Nobody takes over while the other one is played.
     pair.wish("b", serde_json::json!({"hold": ["h"]}));
     std::thread::sleep(Duration::from_millis(500));
@@ -569,7 +569,7 @@ fn reconciled(mut besieged: Besieged, listener: TcpListener) {
 
 #[test]
 fn a_replicant_takes_no_records_that_cannot_be() {
-    let (mut besieged, listener) = orphaned(62);
+    let (mut besieged, listener) = orphaned();
     let before = tree(&besieged.pair.volume("b"));
     let name = b"nnnnnn";
     let create = Op::Create { id: FileId(1 << 30), parent: ROOT, name, kind: Kind::File, mode: 0o600, uid: 0, gid: 0 };
@@ -638,7 +638,7 @@ fn a_replicant_takes_no_records_that_cannot_be() {
 
 #[test]
 fn a_replicant_outlives_records_that_cannot_be_performed() {
-    let (mut besieged, mut listener) = orphaned(63);
+    let (mut besieged, mut listener) = orphaned();
     let id = FileId(1 << 30);
     let create = |name, kind| Op::Create { id, parent: ROOT, name, kind, mode: 0o644, uid: 0, gid: 0 };
     let other = FileId(u64::from(u32::MAX));
@@ -695,7 +695,7 @@ fn a_replicant_outlives_records_that_cannot_be_performed() {
 
 #[test]
 fn a_copy_from_a_hostile_master_changes_only_the_volume() {
-    let (mut besieged, listener) = orphaned(64);
+    let (mut besieged, listener) = orphaned();
     let position = Position { epoch: 1, seq: 5000, chain: 1 };
     let list = |nodes: &[(u8, u64)], folders: &[(u64, &[(u64, u64, &[u8])])], position: Position| {
         let mut bytes = b"TNDIDS01".to_vec();

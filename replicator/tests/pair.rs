@@ -14,7 +14,7 @@ use tandem_protocol::identity::MemberName;
 
 #[test]
 fn a_pair_is_founded_copied_and_taken_over() {
-    let mut pair = Pair::new(11);
+    let mut pair = Pair::new();
     pair.start("a");
     pair.wait_serving("a");
     let log = pair.mount("a").join("log");
@@ -51,7 +51,7 @@ fn a_pair_is_founded_copied_and_taken_over() {
 
 #[test]
 fn a_replicant_that_was_away_catches_up() {
-    let mut pair = Pair::new(12);
+    let mut pair = Pair::new();
     pair.start("a");
     pair.start("b");
     pair.wait_in_sync("a");
@@ -86,7 +86,7 @@ fn a_replicant_that_was_away_catches_up() {
 
 #[test]
 fn a_copy_is_told_and_what_is_caught_up_later_is_none() {
-    let mut pair = Pair::new(13);
+    let mut pair = Pair::new();
     pair.start("a");
     pair.wait_serving("a");
     let log = pair.mount("a").join("log");
@@ -116,7 +116,7 @@ fn a_copy_is_told_and_what_is_caught_up_later_is_none() {
 
 #[test]
 fn a_copy_that_does_not_move_is_given_up_and_begun_again() {
-    let mut pair = Pair::new(14);
+    let mut pair = Pair::new();
     // Silence alone would end it after four seconds.
     pair.wish("a", json!({"settings": {"interval": 2000}, "stall_timeout_milliseconds": 300}));
     let piece = vec![7; 1 << 20];
@@ -145,7 +145,7 @@ fn a_copy_that_does_not_move_is_given_up_and_begun_again() {
 
 #[test]
 fn two_copies_or_none_from_the_first_moment() {
-    let mut pair = Pair::new(15);
+    let mut pair = Pair::new();
     for member in ["a", "b"] {
         pair.wish(member, json!({"settings": {"protection": "MaxProtection"}}));
     }
@@ -173,7 +173,7 @@ fn two_copies_or_none_from_the_first_moment() {
 
 #[test]
 fn a_replicant_that_ends_in_order_is_not_waited_for() {
-    let mut pair = Pair::new(18);
+    let mut pair = Pair::new();
     // By silence it would be missed after minutes, and be taken in again after more of them.
     let slow = json!({"settings": {"interval": 60_000, "stable": 600_000, "active_minimum": 600_000}});
     for member in ["a", "b"] {
@@ -193,14 +193,14 @@ fn a_replicant_that_ends_in_order_is_not_waited_for() {
 #[test]
 fn an_order_is_carried_out_once_and_answered() {
     // A volume that belongs to another pair, journal and all.
-    let mut other = Pair::new(16);
+    let mut other = Pair::new();
     other.start("a");
     other.start("b");
     other.wait_in_sync("a");
     assert_eq!(append(&other.mount("a").join("other"), 0, 30), 30);
     other.stop("a");
     other.stop("b");
-    let mut pair = Pair::new(17);
+    let mut pair = Pair::new();
     fs::remove_dir(pair.volume("b")).unwrap();
     fs::rename(other.volume("b"), pair.volume("b")).unwrap();
     pair.start("a");
@@ -255,7 +255,7 @@ fn an_order_is_carried_out_once_and_answered() {
 
 #[test]
 fn a_nomination_is_answered_when_it_was_carried_out_and_when_it_cannot_be() {
-    let mut pair = Pair::new(18);
+    let mut pair = Pair::new();
     pair.start("a");
     pair.start("b");
     pair.wait_in_sync("a");
@@ -272,7 +272,7 @@ fn a_nomination_is_answered_when_it_was_carried_out_and_when_it_cannot_be() {
 
 #[test]
 fn a_peer_whose_memory_suffices_takes_over_with_everything() {
-    let mut pair = Pair::new(19);
+    let mut pair = Pair::new();
     for member in ["a", "b"] {
         pair.wish(member, json!({"settings": {"ack_policy": "Received"}}));
     }

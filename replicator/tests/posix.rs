@@ -31,8 +31,8 @@ fn excused(case: &str) -> bool {
         || case == "link::link_count_max"
 }
 
-fn in_sync(number: u8) -> Pair {
-    let mut pair = Pair::new(number);
+fn in_sync() -> Pair {
+    let mut pair = Pair::new();
     pair.start("a");
     pair.wait_serving("a");
     pair.start("b");
@@ -73,7 +73,7 @@ fn cases(folder: &Path, root: bool) -> BTreeMap<String, String> {
 #[test]
 #[ignore = "needs pjdfstest: cargo verify -- --only posix"]
 fn every_case_that_the_volume_passes_passes_here() {
-    let mut pair = in_sync(61);
+    let mut pair = in_sync();
     for root in [true, false] {
         let here = pair.mount("a").join("cases");
         let there = pair.home("a").join("cases");
@@ -107,7 +107,7 @@ fn every_case_that_the_volume_passes_passes_here() {
 #[ignore = "needs fsx: cargo verify -- --only posix"]
 fn random_operations_on_one_file_read_as_they_were_written() {
     let count = std::env::var("TANDEM_FSX_OPERATIONS").unwrap_or_else(|_| "5000".into());
-    let mut pair = in_sync(62);
+    let mut pair = in_sync();
     let settings = pair.home("a").join("fsx.toml");
     fs::write(
         &settings,
@@ -137,7 +137,7 @@ fn what_the_volume_refuses_is_refused_and_nothing_else_happens() {
     const FAR: u64 = i64::MAX as u64;
     const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
     type Attempt = dyn Fn(&fs::File) -> rustix::io::Result<()>;
-    let mut pair = in_sync(63);
+    let mut pair = in_sync();
     let here = fs::File::options().create(true).read(true).write(true).truncate(true).open(pair.mount("a").join("f"));
     let there = fs::File::options().create(true).read(true).write(true).truncate(true).open(pair.home("a").join("f"));
     let (here, there) = (here.unwrap(), there.unwrap());

@@ -78,7 +78,7 @@ while True:
 
 #[test]
 fn an_application_does_not_notice_that_its_daemon_dies() {
-    let mut pair = Pair::new(21);
+    let mut pair = Pair::new();
     let (socket, mount) = (pair.home("a").join("plugin.sock"), pair.mount("a"));
     plugin(&socket, &mount);
     pair.supervise("a", &socket);
@@ -101,7 +101,7 @@ fn an_application_does_not_notice_that_its_daemon_dies() {
 
 #[test]
 fn a_pair_keeps_its_master_when_only_a_daemon_dies() {
-    let mut pair = Pair::new(22);
+    let mut pair = Pair::new();
     for member in ["a", "b"] {
         pair.wish(member, json!({"settings": {"interval": 1500}}));
     }

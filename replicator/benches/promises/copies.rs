@@ -13,13 +13,13 @@ use crate::table::Table;
 const LARGE_MEBIBYTES: usize = 1024;
 const SMALL_FILES: usize = 10_000;
 
-pub(crate) fn rows(round: u32, table: &mut Table) {
+pub(crate) fn rows(table: &mut Table) {
     for (name, unit, amount, make) in [
         ("copy of one large file", "MiB/s", LARGE_MEBIBYTES, large as fn(&Path)),
         ("copy of small files", "files/s", SMALL_FILES, small as fn(&Path)),
     ] {
         table.note(name, unit, "rsync daemon, no TLS", amount as f64 / rsync(make));
-        table.note(name, unit, "netcopy, TLS", amount as f64 / netcopy(round, make));
+        table.note(name, unit, "netcopy, TLS", amount as f64 / netcopy(make));
     }
 }
 
@@ -75,8 +75,8 @@ fn rsync(make: fn(&Path)) -> f64 {
 }
 
 /// Seconds from the copy's beginning until the pair is in sync, as the master tells it.
-fn netcopy(round: u32, make: fn(&Path)) -> f64 {
-    let mut pair = Pair::quiet(60 + round as u8);
+fn netcopy(make: fn(&Path)) -> f64 {
+    let mut pair = Pair::quiet();
     make(&pair.volume("a"));
     pair.start("a");
     pair.wait_serving("a");

@@ -41,8 +41,8 @@ impl Contestant {
         Self { name: BARE, folder: bare.path().to_path_buf(), pair: None, _bare: Some(bare), _rival: None }
     }
 
-    fn tandem(name: &'static str, number: u8, settings: &serde_json::Value) -> Self {
-        let mut pair = Pair::quiet(number);
+    fn tandem(name: &'static str, settings: &serde_json::Value) -> Self {
+        let mut pair = Pair::quiet();
         for member in ["a", "b"] {
             pair.wish(member, json!({"settings": settings}));
         }
@@ -117,15 +117,15 @@ fn main() {
 
     let mut table = Table::default();
     let pairs = [
-        ("Durable", 41, json!({})),
-        ("Received", 42, json!({"ack_policy": "Received"})),
-        ("Async", 43, json!({"protection": "Async"})),
+        ("Durable", json!({})),
+        ("Received", json!({"ack_policy": "Received"})),
+        ("Async", json!({"protection": "Async"})),
     ];
     let takes_part = |name: &str| of.is_empty() || of.contains(&name);
     let mut contestants = vec![Contestant::bare()];
-    for (name, number, settings) in &pairs {
+    for (name, settings) in &pairs {
         if takes_part(name) {
-            contestants.push(Contestant::tandem(name, *number, settings));
+            contestants.push(Contestant::tandem(name, settings));
         }
     }
     let rivals = [("bindfs", Rival::bindfs as fn() -> Rival), ("GlusterFS, replica 2", Rival::gluster)];
@@ -155,7 +155,7 @@ fn main() {
             databases::postgresql(&contestants, &mut table);
         }
         if wanted("copy") {
-            copies::rows(round, &mut table);
+            copies::rows(&mut table);
         }
     }
     for round in 0..if wanted(files::UNLINK) { rounds } else { 0 } {

@@ -11,6 +11,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
@@ -20,6 +21,9 @@ use tandem_protocol::identity::{MemberName, PairId};
 use tandem_replicator::record::file::FileKeeper;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How many pairs this process has made. Tests run beside each other, and no two pairs may meet.
+static PAIRS: AtomicU8 = AtomicU8::new(0);
 
 pub(crate) struct Pair {
     folder: tempfile::TempDir,
@@ -31,14 +35,15 @@ pub(crate) struct Pair {
 
 impl Pair {
     /// As `new`, for measurements: the members tell no more than they do in a pod.
-    pub(crate) fn quiet(number: u8) -> Self {
-        let mut pair = Self::new(number);
+    pub(crate) fn quiet() -> Self {
+        let mut pair = Self::new();
         pair.log = "info";
         pair
     }
 
     /// Makes folders, certificates and the founding record; starts nobody.
-    pub(crate) fn new(number: u8) -> Self {
+    pub(crate) fn new() -> Self {
+        let number = PAIRS.fetch_add(1, Ordering::Relaxed) + 1;
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         fs::create_dir(root.join("record")).unwrap();
@@ -90,7 +95,9 @@ impl Pair {
     }
 
     pub(crate) fn address(&self, member: &str, port: u16) -> String {
-        format!("127.0.{}.{}:{port}", self.number, if member == "a" { 1 } else { 2 })
+        // Nor those of another test's process.
+        let process = std::process::id() % 250 + 1;
+        format!("127.{process}.{}.{}:{port}", self.number, if member == "a" { 1 } else { 2 })
     }
 
     /// Starts a member that mounts by itself.
