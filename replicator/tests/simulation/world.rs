@@ -794,8 +794,10 @@ impl World {
         let volume = host.node.volume.borrow().upgrade();
         let end = host.node.journal.borrow().upgrade().map(|journal| journal.end());
         let applied = host.running.as_ref().map_or(0, |running| {
-            let shown = running.shown.snapshot();
-            if running.door.capture().is_some() { u64::MAX } else { shown.applied }
+            // Who leads shows what it has journaled. Who led before and follows now has all of that on disk, and performs nothing.
+            let kept: Option<Identity> = IdentityFile::peek(&host.folder.join("volume/.tandem"));
+            let leads = kept.is_none_or(|identity| identity.leading);
+            if running.door.capture().is_some() && leads { u64::MAX } else { running.shown.snapshot().applied }
         });
         let was_running = host.running.is_some();
         self.kill(index);
