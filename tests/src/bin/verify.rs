@@ -116,6 +116,7 @@ fn main() -> ExitCode {
         cargo(&[&model[..], &quick, &["--example", "model", "--"], deep].concat())
     });
     tally.step("posix", || posix(arguments.deep));
+    tally.step("programs", programs);
     tally.step("fuzz", || fuzz(arguments.fuzz_seconds, arguments.deep));
     tally.step("kinds as YAML are current", || {
         run(Command::new(built("crdgen")?).current_dir(repository()).arg("--check"))
@@ -333,20 +334,21 @@ fn posix(deep: bool) -> Result<()> {
     tool("pjdfstest", "0.2.2")?;
     let folder = tool("fsx", "0.3.2")?.parent().context("a program is in a folder")?.to_path_buf();
     let operations = if deep { "200000" } else { "5000" };
-    run(cargo_command()
-        .args([
-            "test",
-            "--quiet",
-            "--workspace",
-            "--test",
-            "posix",
-            "--",
-            "--ignored",
-            "--nocapture",
-            "--test-threads=1",
-        ])
-        .env("TANDEM_POSIX_TOOLS", folder)
-        .env("TANDEM_FSX_OPERATIONS", operations))
+    run(all_of("posix").env("TANDEM_POSIX_TOOLS", folder).env("TANDEM_FSX_OPERATIONS", operations))
+}
+
+/// Databases, git, a compiler: unmodified on a pair, each with its own check after its master died under load.
+fn programs() -> Result<()> {
+    components::programs().context("install the programs")?;
+    run(&mut all_of("programs"))
+}
+
+/// Tests that need more than a plain `cargo test` can expect.
+fn all_of(test: &str) -> Command {
+    let mut command = cargo_command();
+    command.args(["test", "--quiet", "--workspace", "--test", test]);
+    command.args(["--", "--ignored", "--nocapture", "--test-threads=1"]);
+    command
 }
 
 /// The chart is clean and renders, with its defaults and with everything turned around.

@@ -34,6 +34,18 @@ const PACKAGES: &[(&str, &str)] = &[
     ("postgresql-15", "/usr/lib/postgresql/15/bin/postgres"),
 ];
 
+/// Programs that are played on a pair as they are.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("mariadb-server", "/usr/sbin/mariadbd"),
+    ("redis-server", "/usr/bin/redis-server"),
+    ("redis-tools", "/usr/bin/redis-check-aof"),
+    ("etcd-server", "/usr/bin/etcd"),
+    ("etcd-client", "/usr/bin/etcdctl"),
+    ("git", "/usr/bin/git"),
+    ("rsync", "/usr/bin/rsync"),
+    ("make", "/usr/bin/make"),
+];
+
 /// What the engine of the fuzz targets is built with.
 const ENGINE: &[(&str, &str)] = &[("g++", "/usr/bin/g++")];
 
@@ -49,6 +61,11 @@ struct Module {
 /// Installs the Debian packages that the cluster and the workloads need.
 pub fn packages() -> Result<()> {
     install(PACKAGES)
+}
+
+/// Installs the programs that are played on a pair.
+pub fn programs() -> Result<()> {
+    install(PROGRAMS)
 }
 
 /// Installs what the engine of the fuzz targets is built with.
