@@ -117,6 +117,7 @@ fn main() -> ExitCode {
     });
     tally.step("posix", || posix(arguments.deep));
     tally.step("programs", programs);
+    tally.step("large trees", || large(arguments.deep));
     tally.step("fuzz", || fuzz(arguments.fuzz_seconds, arguments.deep));
     tally.step("kinds as YAML are current", || {
         run(Command::new(built("crdgen")?).current_dir(repository()).arg("--check"))
@@ -341,6 +342,11 @@ fn posix(deep: bool) -> Result<()> {
 fn programs() -> Result<()> {
     components::programs().context("install the programs")?;
     run(&mut all_of("programs"))
+}
+
+/// Much of everything. What takes most is to make the files.
+fn large(deep: bool) -> Result<()> {
+    run(all_of("large").env("TANDEM_LARGE", if deep { "1000000" } else { "30000" }))
 }
 
 /// Tests that need more than a plain `cargo test` can expect.
