@@ -727,6 +727,11 @@ impl Conductor {
 
     async fn obey_orders(&mut self, wished: &Wishes) {
         while let Some(act) = self.orders.next(&wished.orders, self.state, &wished.given_up) {
+            if act == Act::Obey(Order::Resync) && self.member.must_stay_fit_to_lead() {
+                // Soon it need not, or leads.
+                self.orders.not_begun(Order::Resync);
+                break;
+            }
             // A token never acts twice: that it acts must be known after any crash before it does.
             if let Err(error) = self.remember(obey::MEMORY, self.orders.remembered()).await {
                 tracing::error!(%error, "an order cannot be remembered and is not carried out");

@@ -45,7 +45,8 @@ fn is_graver_than_a_spent_pod(reason: Reason) -> bool {
         | Reason::RecordUnreachable
         | Reason::HeldTooLong
         | Reason::NominatedUncertified
-        | Reason::NominationDeclined => false,
+        | Reason::NominationDeclined
+        | Reason::CopyWaits => false,
     }
 }
 
@@ -82,6 +83,10 @@ fn word(reason: Reason) -> Said {
         Reason::CopyIncomplete => said(
             "CopyIncomplete",
             "a copy from the master was begun and not completed: it goes on when the master is there, and nothing can lead from it before",
+        ),
+        Reason::CopyWaits => said(
+            "CopyWaits",
+            "this member tried to take the lead and has no answer yet: what it lacks is copied once the record tells who leads",
         ),
     }
 }
@@ -179,6 +184,7 @@ mod tests {
             Reason::CertificateOfOtherData,
             Reason::Dirty,
             Reason::CopyIncomplete,
+            Reason::CopyWaits,
         ];
         let quarantines = quarantines.into_iter().map(Reason::Quarantined);
         let refusals = refusals.into_iter().map(Reason::PeerRefused);

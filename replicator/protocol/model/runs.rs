@@ -40,6 +40,8 @@ pub(crate) struct Run {
     pub(crate) forces: u8,
     /// How often somebody deletes the record.
     pub(crate) deletions: u8,
+    /// How often a human orders a comparison of the files.
+    pub(crate) resyncs: u8,
     /// Async: operations that one failover may lose.
     pub(crate) lag: Option<u64>,
     pub(crate) lose_volume: bool,
@@ -104,6 +106,7 @@ fn base(name: &'static str, about: &'static str) -> Run {
         disasters: 0,
         forces: 0,
         deletions: 0,
+        resyncs: 0,
         lag: None,
         lose_volume: false,
         snapshots: false,
@@ -274,6 +277,15 @@ pub(crate) fn runs() -> Vec<Run> {
             record_writes: 4,
             ..base("G3", "one volume is lost: no dead end but for a human")
         },
+        Run {
+            deep: true,
+            resyncs: 1,
+            rest: true,
+            crashes: 0,
+            writes: 1,
+            record_writes: 4,
+            ..base("G6", "a comparison is ordered, a claim's answer is late: no dead end")
+        },
         Run { deep: true, lost: 0, cuts: 0, ..base("S3", "as S1, two operations") },
         Run { deep: true, cuts: 0, writes: 1, ..base("L1", "as S1, and answers of the API late or lost") },
         Run { deep: true, lost: 0, writes: 1, record_writes: 5, ..base("L2", "as S1, and the connection") },
@@ -409,6 +421,11 @@ pub(crate) fn naive() -> Vec<Naive> {
             Run { settings: received(), rest: true, ..crashing("G5", Mutation::ClaimBeforeSync) },
             "the pair does not",
             "a claim before the journal is durable: the only certified copy may be dirty",
+        ),
+        naive(
+            Run { resyncs: 1, rest: true, writes: 0, lost: 1, ..without("G6", Mutation::CopyDespiteClaim) },
+            "the pair does not",
+            "a copy begins although a claim may still take effect: the only certified copy is incomplete",
         ),
     ]
 }

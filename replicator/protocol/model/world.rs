@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use tandem_protocol::ack::{AckRule, Marks, acknowledged};
 use tandem_protocol::identity::{Generation, Identity, Nonce, PairId};
-use tandem_protocol::member::{Control, Evidence, Facts, JournalFacts, StateName, Testimony};
+use tandem_protocol::member::{Control, Evidence, Facts, JournalFacts, Order, StateName, Testimony};
 use tandem_protocol::record::{
     Certificate, PerMember, Record, Request, Version, check, check_forced, rebuilt, to_promise,
 };
@@ -187,6 +187,7 @@ pub(crate) struct Spent {
     pub(crate) disasters: u8,
     pub(crate) forces: u8,
     pub(crate) deletions: u8,
+    pub(crate) resyncs: u8,
 }
 
 /// The whole world at one instant.
@@ -258,6 +259,8 @@ pub(crate) enum Action {
     Copied(usize),
     Nominate(usize),
     Terminate(usize),
+    /// A human orders a comparison with the master's files.
+    Resync(usize),
     LoseVolume(usize),
     /// The snapshot as a new volume in place of the old one.
     RestoreSnapshot(usize),
@@ -448,6 +451,9 @@ impl World {
             }
             if self.spent.stops < run.stops {
                 actions.push(Action::Terminate(of));
+            }
+            if self.spent.resyncs < run.resyncs {
+                actions.push(Action::Resync(of));
             }
         }
         let disaster = self.spent.disasters < run.disasters;
@@ -695,6 +701,10 @@ impl<'a> Step<'a> {
             Action::Terminate(of) => {
                 self.world.spent.stops += 1;
                 self.tell(*of, Event::Terminate, 0);
+            }
+            Action::Resync(of) => {
+                self.world.spent.resyncs += 1;
+                self.tell(*of, Event::Order(Order::Resync), 0);
             }
             Action::LoseVolume(of) => self.replace_volume(*of, Disk::default()),
             Action::RestoreSnapshot(of) => {

@@ -87,6 +87,8 @@ pub enum Mutation {
     IgnorePositions,
     /// G5: claim before the journal is durable.
     ClaimBeforeSync,
+    /// G6: begin a copy although a claim of this member may still take effect.
+    CopyDespiteClaim,
 }
 
 /// The states that are more than what link and copy say.
@@ -157,6 +159,8 @@ struct Link {
     following: bool,
     /// A copy was made over it.
     copying: bool,
+    /// A copy is needed but must not begin yet; when it may, a new connection does.
+    copy_waits: bool,
     received: u64,
     durable: u64,
     /// Newest `sent` of the peer.
@@ -211,6 +215,8 @@ enum Purpose {
     Release,
     /// Nothing but the proof that it could be written, and the positions.
     Renew,
+    /// Nothing at all: a claim without an answer cannot take effect any more.
+    Settle,
 }
 
 /// Times, all of `Now::millis`.
@@ -241,6 +247,8 @@ struct Times {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Nomination {
     request: Request,
+    /// Of the record that it was made for: a later reign ends it.
+    epoch: u64,
     /// The master was asked on this connection.
     asked: Option<u64>,
 }
@@ -534,6 +542,8 @@ impl Member {
             Some(Reason::CopyIncomplete)
         } else if self.certificate_of_other_data() {
             Some(Reason::CertificateOfOtherData)
+        } else if self.link.as_ref().is_some_and(|link| link.copy_waits) {
+            Some(Reason::CopyWaits)
         } else {
             self.reason
         }

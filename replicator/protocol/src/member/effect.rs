@@ -201,6 +201,8 @@ pub enum Reason {
     Dirty,
     /// A copy from the master was begun and not completed.
     CopyIncomplete,
+    /// Needs a copy, and does not begin one before it is certain that the record will not name it as the only one to lead.
+    CopyWaits,
 }
 
 /// What a member is now, for the report.

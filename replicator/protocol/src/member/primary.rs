@@ -131,6 +131,8 @@ impl Member {
         let Some(link) = &mut self.link else { return };
         let (session, following) = (link.session, link.following);
         (link.copying, link.following) = (true, false);
+        // What it acknowledged over this connection it gives up.
+        (link.received, link.durable) = (0, 0);
         self.compares = link.hello.as_ref().map(|hello| hello.data_id.clone());
         if following {
             out.push(Effect::StopShipping);

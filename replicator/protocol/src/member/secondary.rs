@@ -29,6 +29,7 @@ impl Member {
             hello: None,
             following: false,
             copying: false,
+            copy_waits: false,
             received: 0,
             durable: 0,
             peer_sent: None,
@@ -211,7 +212,11 @@ impl Member {
         let Some(mine) = self.hello() else { return };
         // What the master's volume may hold beyond its journal it held before it began this reign: a copy taken since has it.
         let theirs = &Hello { unverified: theirs.unverified && self.compared != Some(generation), ..theirs.clone() };
-        match handshake::plan(&mine, theirs, self.journal.applied) {
+        let plan = handshake::plan(&mine, theirs, self.journal.applied);
+        if matches!(plan, Plan::Rewind { .. } | Plan::Netcopy) && self.must_stay_fit_to_lead() {
+            return self.put_off_the_copy();
+        }
+        match plan {
             Plan::Resume { from } => self.follow(generation, from, theirs, out),
             Plan::CutThenResume { after } => {
                 if !self.naive(Mutation::DiscardTail) {
@@ -234,7 +239,8 @@ impl Member {
 
     fn follow(&mut self, generation: Generation, from: Position, theirs: &Hello, out: &mut Vec<Effect>) {
         let Some(session) = self.link.as_ref().map(|link| link.session) else { return };
-        let memory_acks = self.memory_acks && self.settings.ack_policy == AckPolicy::Received;
+        let memory_acks =
+            self.memory_acks && self.settings.ack_policy == AckPolicy::Received && !self.claim_may_take_effect();
         let history = theirs.history.clone();
         self.amend(out, |identity| {
             identity.history = history;
@@ -261,8 +267,23 @@ impl Member {
             if following {
                 out.push(Effect::StopFollowing);
             }
+            if self.must_stay_fit_to_lead() {
+                if following {
+                    // It must not wait for what this member no longer takes.
+                    self.say(Control::CannotFollow, out);
+                }
+                return self.put_off_the_copy();
+            }
             self.copy(generation, out);
         }
+    }
+
+    fn put_off_the_copy(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.copy_waits = true;
+        }
+        // The record that is known may be an old one.
+        self.api.look = true;
     }
 
     fn copy(&mut self, generation: Generation, out: &mut Vec<Effect>) {
@@ -274,6 +295,29 @@ impl Member {
         self.amend(out, |identity| (identity.inconsistent, identity.unwitnessed) = (true, false));
         out.push(Effect::StartNetcopyAsTarget { session, generation });
         self.say(Control::CopyMe { generation }, out);
+    }
+
+    /// A claim of this copy, perhaps of an earlier life, was not seen to succeed or to be overtaken: it may take effect at any
+    /// time.
+    pub(super) fn claim_may_take_effect(&self) -> bool {
+        let (Some(known), Some(identity)) = (&self.known, &self.identity) else { return false };
+        identity.intent > known.record.epoch.max(identity.promised.epoch) && !identity.inconsistent
+    }
+
+    /// The record names this copy, or may soon name it, as the only one that may lead. If it became one that cannot, by the
+    /// beginning of a copy from the peer, nobody could.
+    pub fn must_stay_fit_to_lead(&self) -> bool {
+        let (Some(known), Some(identity)) = (&self.known, &self.identity) else { return false };
+        let is_newest = known.record.epoch >= identity.promised.epoch;
+        let is_the_only = is_newest && known.record.certified.is_only(self.name) && self.is_certified();
+        !self.naive(Mutation::CopyDespiteClaim)
+            && !identity.inconsistent
+            && (is_the_only || self.claim_may_take_effect())
+    }
+
+    /// The peer said that it leads.
+    pub(super) fn has_master(&self) -> bool {
+        self.link.as_ref().and_then(|link| link.hello.as_ref()).is_some_and(|hello| hello.leads.is_some())
     }
 
     pub(super) fn netcopy_done(&mut self, end: Position, out: &mut Vec<Effect>) {
@@ -316,6 +360,10 @@ impl Member {
             self.copy(generation, out);
         }
         if let State::Secondary { claim: None } = self.state {
+            if self.link.as_ref().is_some_and(|link| link.copy_waits) && !self.must_stay_fit_to_lead() {
+                // What both are by now decides what is copied.
+                self.drop_peer(out);
+            }
             self.ask_for_the_lead(out);
             if self.times.now >= self.times.claim_not_before && self.tries_to_claim() {
                 self.begin_claim();
@@ -353,7 +401,7 @@ impl Member {
             return;
         }
         self.reason = None;
-        self.nomination = Some(Nomination { request, asked: None });
+        self.nomination = Some(Nomination { request, epoch: epoch_seen, asked: None });
         // The operator may know a newer record. The reading decides whether this member can be meant.
         self.api.look = true;
     }
@@ -399,17 +447,18 @@ impl Member {
         if self.nomination.is_some() {
             return record.master.is_none() || (silent >= settings.peer_timeout() && async_wait);
         }
+        // Whoever released leaves the lead to the other for two intervals; then nobody else is there.
+        let released = identity.led == record.epoch;
+        let waited = self.since(self.times.started.max(self.times.record_changed)) >= settings.peer_timeout();
         if settings.failover == FailoverMode::Manual {
-            return record.master.is_none() && named;
+            // To take back what the other did not take is no failover. (By a new pod: the one that released has seen its reign.)
+            return record.master.is_none() && (named || (released && waited && settings.electable));
         }
         if !settings.electable {
             return false;
         }
         if record.master.is_none() {
-            // Whoever released leaves the lead to the other for two intervals; then nobody else is there.
-            let leaves_it = identity.led == record.epoch && !named;
-            return !leaves_it
-                || self.since(self.times.started.max(self.times.record_changed)) >= settings.peer_timeout();
+            return named || !released || waited;
         }
         let suspected = match heard {
             Some(_) => silent >= settings.overrules_after() || (self.times.gone && silent >= settings.peer_timeout()),

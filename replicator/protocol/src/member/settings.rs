@@ -30,7 +30,7 @@ pub enum FailoverMode {
     /// A replicant claims by itself when the master is gone.
     #[default]
     Automatic,
-    /// Only when nominated.
+    /// Only when nominated. Who released the lead to a member that did not take it may have it back.
     Manual,
 }
 

@@ -174,7 +174,9 @@ impl Member {
             Order::Hold(held) => self.held = held,
             Order::Discard => self.discard(out),
             Order::Resync => {
-                if let State::Secondary { claim: None } = self.state {
+                if let State::Secondary { claim: None } = self.state
+                    && !self.must_stay_fit_to_lead()
+                {
                     self.copy_from_master(out);
                 }
             }

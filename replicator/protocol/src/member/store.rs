@@ -65,10 +65,13 @@ impl Member {
                 (!known.record.certified.is_only(self.name)).then_some(Purpose::Alone)
             }
             State::Alone => (!self.settings.alone_without_api && self.renewal_due()).then_some(Purpose::Renew),
+            State::Secondary { claim: None } => {
+                (self.has_master() && self.claim_may_take_effect()).then_some(Purpose::Settle)
+            }
             State::Joining(Joining::Enforcing | Joining::Waiting { .. })
             | State::Offline
             | State::Starting
-            | State::Secondary { .. }
+            | State::Secondary { claim: Some(_) }
             | State::Opening
             | State::Fenced
             | State::Quarantined(_)
@@ -147,6 +150,7 @@ impl Member {
                 record.request = request;
             }
             Purpose::Renew => record.positions = self.positions(),
+            Purpose::Settle => {}
         }
         if let Err(_violation) = record::check(old, &record)
             && !self.naive(Mutation::ClaimWithoutMarker)
@@ -229,6 +233,8 @@ impl Member {
         }
         self.see(&record, out);
         self.notice_reign(&record);
+        // Whoever wished for it was answered that another reign came before it.
+        self.nomination.take_if(|nomination| nomination.epoch < record.epoch);
         let leads = self.leads();
         let (generation, led_by_me) = (record.generation(), record.led_by(self.name));
         self.known = Some(Known { record, version });
@@ -270,11 +276,14 @@ impl Member {
     pub(super) fn record_written(&mut self, version: Version, out: &mut Vec<Effect>) {
         let Some(Asked::Write(purpose, record)) = self.api.asked.take() else { return };
         (self.api.unsettled, self.api.stale, self.api.unreachable) = (false, false, false);
-        self.times.entitled = Some(self.api.asked_at.max(self.times.entitled.unwrap_or_default()));
+        if purpose != Purpose::Settle {
+            self.times.entitled = Some(self.api.asked_at.max(self.times.entitled.unwrap_or_default()));
+        }
         self.times.record_changed = self.times.now;
-        if purpose != Purpose::Renew {
+        if !matches!(purpose, Purpose::Renew | Purpose::Settle) {
             self.see(&record, out);
         }
+        let epoch = record.epoch;
         let newest = self.known.as_ref().map(|known| (known.record.epoch, known.record.wseq)).unwrap_or_default();
         if newest > (record.epoch, record.wseq) && !self.naive(Mutation::IdenticalWrite) {
             // The watch was faster than the answer and showed something newer.
@@ -287,6 +296,7 @@ impl Member {
             Purpose::Alone => self.alone_recorded(out),
             Purpose::Both => self.both_recorded(out),
             Purpose::Release => self.released(out),
+            Purpose::Settle => self.amend(out, |identity| identity.intent = identity.intent.min(epoch)),
             Purpose::Renew => {}
         }
     }
@@ -296,8 +306,8 @@ impl Member {
         let asked = self.api.asked.take();
         self.api.stale = true;
         self.api.unreachable = unknown;
-        if unknown {
-            self.api.unsettled |= matches!(asked, Some(Asked::Write(..)));
+        self.api.unsettled |= unknown && matches!(asked, Some(Asked::Write(..)));
+        if unknown || matches!(asked, Some(Asked::Write(Purpose::Settle, _))) {
             self.api.retry_at = self.times.now.saturating_add(self.settings.retry);
         }
         if let State::Secondary { claim: claim @ Some(_) } = &mut self.state {

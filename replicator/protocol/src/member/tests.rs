@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{
-    Control, Effect, Event, Evidence, Facts, FailoverMode, JournalFacts, Member, Mutation, Now, Order, StateName,
+    Control, Effect, Event, Evidence, Facts, FailoverMode, JournalFacts, Member, Mutation, Now, Order, Reason,
+    StateName,
 };
 use crate::Position;
 use crate::ack::{AckRule, Marks, acknowledged};
@@ -647,6 +648,10 @@ impl World {
                 let of = self.dice.below(2) as usize;
                 self.tell(of, Event::Terminate);
             }
+            31 => {
+                let of = self.dice.below(2) as usize;
+                self.tell(of, Event::Order(Order::Resync));
+            }
             21..=26 if !self.late.is_empty() => {
                 let which = self.dice.below(self.late.len() as u64) as usize;
                 let (expected, record) = self.late.swap_remove(which);
@@ -914,6 +919,93 @@ fn a_note_of_a_tail_that_was_cut_off_says_nothing_and_one_of_the_history_does() 
         });
         assert_eq!(is_quarantined, !cut_off, "{:?}", world.nodes[replicant].member);
     }
+}
+
+/// A pair in sync of which the replicant claimed without an answer, met its master again and follows it; the claim may
+/// still take effect.
+fn with_a_late_claim() -> (World, usize) {
+    let (mut world, master) = founded(Settings { join_within: 4, ..Settings::default() });
+    let replicant = 1 - master;
+    world.cut = true;
+    world.disconnect(Evidence::Timeout, None);
+    let claim = (0..2_000)
+        .find_map(|_| {
+            world.now += 50;
+            world.tell(replicant, Event::Tick);
+            match world.nodes[replicant].call.take() {
+                Some(Call::Write { expected, record }) => return Some((expected, record)),
+                read => world.nodes[replicant].call = read,
+            }
+            world.api(replicant);
+            None
+        })
+        .expect("it claims");
+    world.late.push(claim);
+    world.tell(replicant, Event::RecordUnknown);
+    world.cut = false;
+    world.connect();
+    let follows = (0..20).any(|_| {
+        world.deliver(master);
+        world.deliver(replicant);
+        world.nodes[replicant].member.state_name() == StateName::SecondaryActive
+    });
+    assert!(follows, "{:?}", world.nodes[replicant].member);
+    (world, replicant)
+}
+
+fn is_fit(world: &World, of: usize) -> bool {
+    world.nodes[of].disk.identity.as_ref().is_some_and(|identity| !identity.inconsistent)
+}
+
+#[test]
+fn a_copy_that_may_come_to_lead_by_a_late_claim_is_not_given_up() {
+    let (mut world, replicant) = with_a_late_claim();
+    world.tell(replicant, Event::Order(Order::Resync));
+    assert!(is_fit(&world, replicant));
+    // The master cannot ship what is missing: that, too, has to wait.
+    let session = world.conn.as_ref().map(|conn| conn.session).unwrap();
+    world.tell(replicant, Event::PeerMessage { session, message: Control::CopyNeeded });
+    assert!(is_fit(&world, replicant));
+    let (expected, record) = world.late.pop().unwrap();
+    assert!(world.write_record(&expected, &record));
+    // Made again once, and then it leads: no other trouble is needed for that.
+    let leads = (0..400).any(|_| {
+        world.now += 50;
+        world.tell(replicant, Event::Tick);
+        world.work(replicant);
+        world.api(replicant);
+        world.nodes[replicant].open.is_some()
+    });
+    assert!(leads && world.record.epoch == record.epoch + 1, "{:?}", world.nodes[replicant].member);
+    for _ in 0..3_000 {
+        world.round();
+    }
+    assert!(world.record.led_by(name(replicant)));
+    assert_eq!(world.nodes[replicant].member.state_name(), StateName::PrimaryActive);
+}
+
+#[test]
+fn a_claim_without_answer_is_settled_by_a_write_and_a_copy_begins_then() {
+    let (mut world, replicant) = with_a_late_claim();
+    let session = world.conn.as_ref().map(|conn| conn.session).unwrap();
+    world.tell(replicant, Event::PeerMessage { session, message: Control::CopyNeeded });
+    let mut is_told = false;
+    let ends = (0..400).any(|_| {
+        world.now += 50;
+        world.tell(replicant, Event::Tick);
+        is_told |= world.nodes[replicant].member.snapshot().reason == Some(Reason::CopyWaits);
+        assert!(is_fit(&world, replicant));
+        world.api(replicant);
+        world.conn.is_none()
+    });
+    assert!(ends && is_told, "{:?}", world.nodes[replicant].member);
+    let (expected, record) = world.late.pop().unwrap();
+    assert!(!world.write_record(&expected, &record), "it could still take effect");
+    for _ in 0..3_000 {
+        world.round();
+    }
+    assert!(!world.record.led_by(name(replicant)));
+    assert_eq!(world.nodes[1 - replicant].member.state_name(), StateName::PrimaryActive);
 }
 
 /// What shows of a journal decides what a restart makes true: also if the process dies before the member could open.
