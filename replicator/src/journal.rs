@@ -408,6 +408,7 @@ impl Journal {
     }
 
     /// Where the history stands with record `seq`, if the journal still knows: from one before its first record to its end.
+    /// An error: the journal holds the record and cannot read it.
     pub fn position_at(&self, seq: u64) -> Result<Option<Position>, ReadError> {
         let end = self.end();
         if seq >= end.seq {

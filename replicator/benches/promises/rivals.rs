@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use crate::databases::run;
@@ -23,6 +23,7 @@ impl Rival {
     pub(crate) fn bindfs() -> Self {
         let rival = Self { place: tempfile::tempdir().unwrap(), servers: Vec::new() };
         let [behind, mount] = rival.folders(["behind", "mount"]);
+        needed(&["bindfs"]);
         run("bindfs", &["-o", "allow_other", &shown(&behind), &shown(&mount)]);
         rival
     }
@@ -30,8 +31,14 @@ impl Rival {
     /// GlusterFS, `replica 2`. A volume of two copies may split when they are parted; it is measured all the same, because it
     /// is what stands beside a pair.
     pub(crate) fn gluster() -> Self {
+        needed(&["glusterd", "gluster", "glusterfs"]);
         let mut rival = Self { place: tempfile::tempdir().unwrap(), servers: Vec::new() };
         let [first, second, mount] = rival.folders(["first", "second", "mount"]);
+        // Of a measurement that was killed.
+        for number in 1..=2 {
+            tidy("ip", &["netns", "del", &namespace(number)]);
+        }
+        tidy("ip", &["link", "del", BRIDGE]);
         run("ip", &["link", "add", BRIDGE, "type", "bridge"]);
         run("ip", &["addr", "add", "10.77.0.254/24", "dev", BRIDGE]);
         run("ip", &["link", "set", BRIDGE, "up"]);
@@ -72,7 +79,7 @@ impl Rival {
     }
 
     fn server(&mut self, number: u8) {
-        let (namespace, wire) = (format!("tandem-bench-{number}"), format!("tandem-wire-{number}"));
+        let (namespace, wire) = (namespace(number), format!("tandem-wire-{number}"));
         run("ip", &["netns", "add", &namespace]);
         run("ip", &["link", "add", &wire, "type", "veth", "peer", "name", "eth0", "netns", &namespace]);
         run("ip", &["link", "set", &wire, "master", BRIDGE, "up"]);
@@ -100,28 +107,43 @@ impl Rival {
             .args(["-t", &first, "-n", "-m", "gluster", "--mode=script"])
             .args(words)
             .output()
-            .unwrap_or_else(|error| panic!("gluster: {error}: apt-get install glusterfs-server glusterfs-client"));
+            .unwrap_or_else(|error| panic!("gluster: {error}"));
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 }
 
 impl Drop for Rival {
     fn drop(&mut self) {
-        unmount(&self.folder());
+        tidy("umount", &["-l", &shown(&self.folder())]);
         for (namespace, server) in &mut self.servers {
-            for process in run("ip", &["netns", "pids", namespace]).lines() {
-                // It may have ended by itself.
-                Command::new("kill").args(["-9", process]).stderr(Stdio::null()).status().unwrap();
+            for process in tidy("ip", &["netns", "pids", namespace]).lines() {
+                tidy("kill", &["-9", process]);
             }
-            server.wait().unwrap();
-            run("ip", &["netns", "del", namespace]);
-        }
-        if !self.servers.is_empty() {
-            run("ip", &["link", "del", BRIDGE]);
+            server.wait().ok();
+            tidy("ip", &["netns", "del", namespace]);
+            tidy("ip", &["link", "del", BRIDGE]);
         }
     }
 }
 
-fn unmount(folder: &Path) {
-    run("umount", &["-l", &shown(folder)]);
+fn namespace(number: u8) -> String {
+    format!("tandem-bench-{number}")
+}
+
+/// Fails at once, and says how to go on, if a program is not installed.
+fn needed(programs: &[&str]) {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    for program in programs {
+        let is_there = std::env::split_paths(&paths).any(|folder| folder.join(program).exists());
+        assert!(
+            is_there,
+            "{program} is missing: apt-get install bindfs glusterfs-server glusterfs-client, or choose with --of="
+        );
+    }
+}
+
+/// What may have ended by itself, or never have been made; nothing that could fail on the way out.
+fn tidy(program: &str, words: &[&str]) -> String {
+    let output = Command::new(program).args(words).stdin(Stdio::null()).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
 }

@@ -1017,6 +1017,7 @@ fn whoever_claimed_shows_its_whole_journal_until_it_follows_again() {
     let replicant = 1 - master;
     world.kill(master, false);
     world.calm = false;
+    let mut between = 0;
     let claimed = (0..3_000).any(|_| {
         world.now += 50;
         world.tell(replicant, Event::Tick);
@@ -1024,11 +1025,18 @@ fn whoever_claimed_shows_its_whole_journal_until_it_follows_again() {
         world.api(replicant);
         let identity = world.nodes[replicant].disk.identity.as_ref().unwrap();
         if identity.led == world.record.epoch && !identity.leading {
+            between += 1;
             assert!(identity.shows_everything());
         }
         identity.leading
     });
-    assert!(claimed && shows(&world, replicant));
+    assert!(claimed && between > 0 && shows(&world, replicant));
+    world.calm = true;
+    let follows = (0..3_000).any(|_| {
+        world.round();
+        world.nodes[master].member.state_name() == StateName::SecondaryActive
+    });
+    assert!(follows && !shows(&world, master));
 }
 
 #[test]
