@@ -213,7 +213,7 @@ pub struct Identity {
     pub node_boot: String,
     /// The highest generation accepted. Nothing older is ever accepted again.
     pub promised: Generation,
-    /// The highest epoch this member ever tried to claim.
+    /// The highest epoch that this member tried to claim, unless it is certain that it never will have it.
     pub intent: u64,
     /// The last epoch this member led.
     pub led: u64,
@@ -245,7 +245,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The highest epoch that this member ever heard of, tried to claim, or promised.
+    /// The highest epoch that this member ever heard of, promised, or may have claimed.
     pub fn highest_epoch(&self) -> u64 {
         self.promised.epoch.max(self.intent).max(self.seen.epoch)
     }

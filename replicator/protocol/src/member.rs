@@ -675,7 +675,9 @@ impl Member {
             return;
         }
         // The echo promises the master of Async not to claim for a while: only one that follows may promise it.
-        let grants = link.following && self.leads().is_none();
+        // And not one that may come to lead by a claim made before: it would not wait for its promise to run out.
+        let may_lead = self.settings.protection == Protection::Async && self.must_stay_fit_to_lead();
+        let grants = link.following && self.leads().is_none() && !may_lead;
         let echo = if grants { link.peer_sent } else { None };
         out.push(Effect::SendPeer {
             session: link.session,

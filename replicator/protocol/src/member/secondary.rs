@@ -240,7 +240,7 @@ impl Member {
     fn follow(&mut self, generation: Generation, from: Position, theirs: &Hello, out: &mut Vec<Effect>) {
         let Some(session) = self.link.as_ref().map(|link| link.session) else { return };
         let memory_acks =
-            self.memory_acks && self.settings.ack_policy == AckPolicy::Received && !self.claim_may_take_effect();
+            self.memory_acks && self.settings.ack_policy == AckPolicy::Received && !self.must_stay_fit_to_lead();
         let history = theirs.history.clone();
         self.amend(out, |identity| {
             identity.history = history;

@@ -923,8 +923,8 @@ fn a_note_of_a_tail_that_was_cut_off_says_nothing_and_one_of_the_history_does() 
 
 /// A pair in sync of which the replicant claimed without an answer, met its master again and follows it; the claim may
 /// still take effect.
-fn with_a_late_claim() -> (World, usize) {
-    let (mut world, master) = founded(Settings { join_within: 4, ..Settings::default() });
+fn with_a_late_claim(settings: Settings) -> (World, usize) {
+    let (mut world, master) = founded(settings);
     let replicant = 1 - master;
     world.cut = true;
     world.disconnect(Evidence::Timeout, None);
@@ -959,7 +959,7 @@ fn is_fit(world: &World, of: usize) -> bool {
 
 #[test]
 fn a_copy_that_may_come_to_lead_by_a_late_claim_is_not_given_up() {
-    let (mut world, replicant) = with_a_late_claim();
+    let (mut world, replicant) = with_a_late_claim(Settings { join_within: 4, ..Settings::default() });
     world.tell(replicant, Event::Order(Order::Resync));
     assert!(is_fit(&world, replicant));
     // The master cannot ship what is missing: that, too, has to wait.
@@ -986,7 +986,7 @@ fn a_copy_that_may_come_to_lead_by_a_late_claim_is_not_given_up() {
 
 #[test]
 fn a_claim_without_answer_is_settled_by_a_write_and_a_copy_begins_then() {
-    let (mut world, replicant) = with_a_late_claim();
+    let (mut world, replicant) = with_a_late_claim(Settings { join_within: 4, ..Settings::default() });
     let session = world.conn.as_ref().map(|conn| conn.session).unwrap();
     world.tell(replicant, Event::PeerMessage { session, message: Control::CopyNeeded });
     let mut is_told = false;
@@ -1006,6 +1006,56 @@ fn a_claim_without_answer_is_settled_by_a_write_and_a_copy_begins_then() {
     }
     assert!(!world.record.led_by(name(replicant)));
     assert_eq!(world.nodes[1 - replicant].member.state_name(), StateName::PrimaryActive);
+}
+
+#[test]
+fn a_lead_that_was_released_and_not_taken_goes_back_although_failover_is_manual() {
+    let settings = Settings { failover: FailoverMode::Manual, join_within: 4, ..Settings::default() };
+    let (mut world, master) = founded(settings);
+    let replicant = 1 - master;
+    let request = Request { id: "over".into(), to: name(replicant) };
+    let epoch_seen = world.record.epoch;
+    world.tell(replicant, Event::Nominated { request, epoch_seen });
+    // Once it is handed over to, the replicant gets no answer of the API server any more; then it dies.
+    let released = (0..2_000).any(|_| {
+        world.now += 50;
+        for of in [master, replicant] {
+            world.tell(of, Event::Tick);
+            (0..4).for_each(|_| world.work(of));
+            (0..8).for_each(|_| world.deliver(of));
+        }
+        world.api(master);
+        if world.nodes[master].member.state_name() == StateName::PrimaryActive {
+            world.api(replicant);
+        }
+        world.record.master.is_none()
+    });
+    assert!(released, "{:?}", world.nodes[master].member);
+    world.kill(replicant, false);
+    // The application of the one that released has seen that: another pod.
+    world.kill(master, false);
+    world.nodes[master].pod += 1;
+    world.start(master);
+    let taken_back = (0..2_000).any(|_| {
+        world.now += 50;
+        world.tell(master, Event::Tick);
+        world.work(master);
+        world.api(master);
+        world.record.led_by(name(master))
+    });
+    assert!(taken_back, "{:?}", world.nodes[master].member);
+}
+
+#[test]
+fn whoever_may_come_to_lead_by_a_late_claim_promises_nothing() {
+    let (mut world, replicant) =
+        with_a_late_claim(Settings { protection: Protection::Async, join_within: 4, ..Settings::default() });
+    for _ in 0..40 {
+        world.now += 50;
+        world.tell(replicant, Event::Tick);
+        let said = &world.conn.as_ref().unwrap().words[1 - replicant];
+        assert!(!said.iter().any(|word| matches!(word, Word::Control(Control::Heartbeat { echo: Some(_), .. }))));
+    }
 }
 
 /// What shows of a journal decides what a restart makes true: also if the process dies before the member could open.
