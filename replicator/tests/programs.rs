@@ -17,20 +17,15 @@ use harness::{Pair, wait};
 
 /// A program that notes numbers.
 trait Program: Send + Sized {
-    /// Starts it on a folder that may hold what an earlier life of it left. `private` lies on no pair, for sockets and the like.
-    fn start(folder: &Path, private: &Path) -> Self;
+    /// Starts it on a folder that may hold what an earlier life of it left, with the process that serves, if one does.
+    /// `private` lies on no pair, for sockets and the like.
+    fn start(folder: &Path, private: &Path) -> (Self, Option<Child>);
     /// Notes a number. True if the program calls it durable, and false once it fails.
     fn note(&mut self, number: u64) -> bool;
     /// What it has noted.
     fn noted(&mut self) -> BTreeSet<u64>;
     /// Its own check of its data; panics if something is wrong.
     fn check(&mut self);
-    /// The process that serves, if one does.
-    fn server(&self) -> Option<u32> {
-        None
-    }
-    /// Ends it in order.
-    fn end(self) {}
 }
 
 /// Numbers noted before and after the master dies.
@@ -43,8 +38,7 @@ fn survives<P: Program>() {
     pair.wait_in_sync("a");
     let (here, there) = (pair.mount("a").join("data"), pair.mount("b").join("data"));
     fs::create_dir(&here).unwrap();
-    let mut program = P::start(&here, &pair.home("a"));
-    let server = program.server();
+    let (mut program, server) = P::start(&here, &pair.home("a"));
     let durable = AtomicU64::new(0);
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -55,14 +49,15 @@ fn survives<P: Program>() {
         wait("the program to be under load", || durable.load(Ordering::Acquire) >= MANY);
         pair.kill("a");
         // Its node went with the member.
-        if let Some(id) = server {
-            Command::new("kill").args(["-s", "KILL", &id.to_string()]).status().unwrap();
+        if let Some(mut server) = server {
+            server.kill().unwrap();
+            server.wait().unwrap();
         }
     });
     drop(program);
     let durable = durable.into_inner();
     pair.wait_serving("b");
-    let mut program = P::start(&there, &pair.home("b"));
+    let (mut program, server) = P::start(&there, &pair.home("b"));
     program.check();
     let noted = program.noted();
     let missing: Vec<u64> = (0..durable).filter(|number| !noted.contains(number)).collect();
@@ -74,7 +69,7 @@ fn survives<P: Program>() {
     }
     assert_eq!(program.noted().len() as u64, noted.len() as u64 + MANY);
     program.check();
-    program.end();
+    end(program, server);
     println!("{durable} durable numbers survived, {} more were noted", MANY);
 
     // The way back: the one that died is the replicant now, and what it holds becomes the same.
@@ -82,10 +77,10 @@ fn survives<P: Program>() {
     pair.wait_in_sync("b");
     pair.stop("b");
     pair.wait_serving("a");
-    let mut program = P::start(&here, &pair.home("a"));
+    let (mut program, server) = P::start(&here, &pair.home("a"));
     program.check();
     assert_eq!(program.noted().len() as u64, noted.len() as u64 + MANY);
-    program.end();
+    end(program, server);
     pair.stop("a");
 }
 
@@ -105,9 +100,12 @@ fn serving(command: &mut Command, private: &Path) -> Child {
 }
 
 /// As a stop of its pod does.
-fn terminate(mut server: Child) {
-    Command::new("kill").arg(server.id().to_string()).status().unwrap();
-    wait("the program to end", || server.try_wait().unwrap().is_some());
+fn end<P: Program>(program: P, server: Option<Child>) {
+    drop(program);
+    if let Some(mut server) = server {
+        Command::new("kill").arg(server.id().to_string()).status().unwrap();
+        wait("the program to end", || server.try_wait().unwrap().is_some());
+    }
 }
 
 fn numbers(text: &str) -> BTreeSet<u64> {
@@ -135,7 +133,6 @@ fn flush(folder: &Path) -> bool {
 
 /// MariaDB with its own file formats and its redo log.
 struct MariaDb {
-    server: Child,
     socket: PathBuf,
     client: Child,
     to: ChildStdin,
@@ -152,7 +149,7 @@ impl MariaDb {
 }
 
 impl Program for MariaDb {
-    fn start(folder: &Path, private: &Path) -> Self {
+    fn start(folder: &Path, private: &Path) -> (Self, Option<Child>) {
         let socket = private.join("mariadb");
         let place = format!("--datadir={}", folder.display());
         let is_new = !folder.join("mysql").exists();
@@ -179,7 +176,7 @@ impl Program for MariaDb {
         let mut client =
             Self::client(&socket).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let (to, from) = (client.stdin.take().unwrap(), BufReader::new(client.stdout.take().unwrap()));
-        Self { server, socket, client, to, from }
+        (Self { socket, client, to, from }, Some(server))
     }
 
     fn note(&mut self, number: u64) -> bool {
@@ -202,16 +199,12 @@ impl Program for MariaDb {
         let told = told.unwrap();
         assert!(told.contains("noted.numbers") && !told.to_lowercase().contains("error"), "{told}");
     }
+}
 
-    fn server(&self) -> Option<u32> {
-        Some(self.server.id())
-    }
-
-    fn end(self) {
-        let Self { server, mut client, to, from, .. } = self;
-        drop((to, from));
-        client.wait().unwrap();
-        terminate(server);
+impl Drop for MariaDb {
+    fn drop(&mut self) {
+        self.client.kill().unwrap();
+        self.client.wait().unwrap();
     }
 }
 
@@ -223,7 +216,6 @@ fn mariadb() {
 
 /// Redis with an append-only file that it flushes before each answer.
 struct Redis {
-    server: Child,
     folder: PathBuf,
     connection: BufReader<UnixStream>,
 }
@@ -248,7 +240,7 @@ impl Redis {
 }
 
 impl Program for Redis {
-    fn start(folder: &Path, private: &Path) -> Self {
+    fn start(folder: &Path, private: &Path) -> (Self, Option<Child>) {
         let socket = private.join("redis");
         let mut command = Command::new("redis-server");
         command.args(["--port", "0", "--save", "", "--appendonly", "yes", "--appendfsync", "always"]);
@@ -261,9 +253,9 @@ impl Program for Redis {
             }
             redis.is_some()
         });
-        let mut redis = Self { server, folder: folder.to_path_buf(), connection: redis.unwrap() };
+        let mut redis = Self { folder: folder.to_path_buf(), connection: redis.unwrap() };
         wait("Redis to have read its file", || redis.ask(&["PING"]).is_ok_and(|answer| answer == ["+PONG"]));
-        redis
+        (redis, Some(server))
     }
 
     fn note(&mut self, number: u64) -> bool {
@@ -279,14 +271,6 @@ impl Program for Redis {
         let told = said(Command::new("redis-check-aof").arg(list)).unwrap();
         assert!(told.contains("All AOF files and manifest are valid"), "{told}");
     }
-
-    fn server(&self) -> Option<u32> {
-        Some(self.server.id())
-    }
-
-    fn end(self) {
-        terminate(self.server);
-    }
 }
 
 #[test]
@@ -297,7 +281,6 @@ fn redis() {
 
 /// etcd with its log of writes and its B+ tree.
 struct Etcd {
-    server: Child,
     private: PathBuf,
 }
 
@@ -313,15 +296,15 @@ impl Etcd {
 }
 
 impl Program for Etcd {
-    fn start(folder: &Path, private: &Path) -> Self {
+    fn start(folder: &Path, private: &Path) -> (Self, Option<Child>) {
         let mut command = Command::new("etcd");
         command.arg("--data-dir").arg(folder.join("etcd"));
         command.args(["--listen-client-urls", Self::CLIENTS, "--advertise-client-urls", Self::CLIENTS]);
         command.args(["--listen-peer-urls", Self::PEERS, "--initial-advertise-peer-urls", Self::PEERS]);
         command.args(["--initial-cluster", &format!("default={}", Self::PEERS)]);
-        let etcd = Self { server: serving(&mut command, private), private: private.to_path_buf() };
+        let (etcd, server) = (Self { private: private.to_path_buf() }, serving(&mut command, private));
         wait("etcd to answer", || etcd.control(&["endpoint", "health"]).is_ok());
-        etcd
+        (etcd, Some(server))
     }
 
     fn note(&mut self, number: u64) -> bool {
@@ -340,14 +323,6 @@ impl Program for Etcd {
         self.control(&["snapshot", "save", copy]).unwrap();
         // Reads the whole tree, and compares its digest.
         self.control(&["snapshot", "status", copy]).unwrap();
-    }
-
-    fn server(&self) -> Option<u32> {
-        Some(self.server.id())
-    }
-
-    fn end(self) {
-        terminate(self.server);
     }
 }
 
@@ -373,7 +348,7 @@ impl Git {
 }
 
 impl Program for Git {
-    fn start(folder: &Path, _private: &Path) -> Self {
+    fn start(folder: &Path, _private: &Path) -> (Self, Option<Child>) {
         let git = Self { folder: folder.to_path_buf() };
         if !folder.join(".git").exists() {
             git.git(&["init", "-q", "-b", "main"]).unwrap();
@@ -382,7 +357,7 @@ impl Program for Git {
         for lock in ["index.lock", "HEAD.lock", "refs/heads/main.lock"] {
             fs::remove_file(folder.join(".git").join(lock)).ok();
         }
-        git
+        (git, None)
     }
 
     fn note(&mut self, number: u64) -> bool {
@@ -422,11 +397,11 @@ impl Maildir {
 }
 
 impl Program for Maildir {
-    fn start(folder: &Path, _private: &Path) -> Self {
+    fn start(folder: &Path, _private: &Path) -> (Self, Option<Child>) {
         for name in ["tmp", "new", "cur"] {
             fs::create_dir_all(folder.join(name)).unwrap();
         }
-        Self { folder: folder.to_path_buf() }
+        (Self { folder: folder.to_path_buf() }, None)
     }
 
     fn note(&mut self, number: u64) -> bool {
@@ -479,8 +454,8 @@ impl Trees {
 }
 
 impl Program for Trees {
-    fn start(folder: &Path, _private: &Path) -> Self {
-        Self { folder: folder.to_path_buf() }
+    fn start(folder: &Path, _private: &Path) -> (Self, Option<Child>) {
+        (Self { folder: folder.to_path_buf() }, None)
     }
 
     fn note(&mut self, number: u64) -> bool {
@@ -536,13 +511,13 @@ impl Build {
 }
 
 impl Program for Build {
-    fn start(folder: &Path, _private: &Path) -> Self {
+    fn start(folder: &Path, _private: &Path) -> (Self, Option<Child>) {
         if !folder.join("Makefile").exists() {
             fs::write(folder.join("Makefile"), Self::RULES).unwrap();
             fs::write(folder.join("main.c"), "int main(void) { return 0; }\n").unwrap();
             assert!(flush(folder));
         }
-        Self { folder: folder.to_path_buf() }
+        (Self { folder: folder.to_path_buf() }, None)
     }
 
     fn note(&mut self, number: u64) -> bool {
