@@ -100,7 +100,7 @@ fn a_folder_of_many_entries_is_listed_whole_while_it_changes() {
     for number in (0..many).step_by(997) {
         assert_eq!(fs::read_to_string(folder.join(format!("stays-{number}"))).unwrap(), number.to_string());
     }
-    // The other comes back, by what its journal lacks, and a fresh one by a copy.
+    // The other comes back, by what its journal lacks.
     pair.start("a");
     pair.wait_in_sync("b");
     fs::remove_dir_all(&folder).unwrap();

@@ -472,13 +472,13 @@ impl Program for Trees {
         copied.is_ok() && flush(&place) && File::open(&self.folder).is_ok_and(|folder| folder.sync_all().is_ok())
     }
 
-    /// What was interrupted is completed, as whoever copies would do: by the same command again.
     fn noted(&mut self) -> BTreeSet<u64> {
         let names = fs::read_dir(&self.folder).unwrap();
         let all = names.map(|entry| entry.unwrap().file_name().to_str().unwrap()[5..].parse().unwrap());
         all.filter(|number| self.is_whole(*number)).collect()
     }
 
+    /// What was interrupted is completed, as whoever copies would do: by the command again.
     fn check(&mut self) {
         let names: Vec<String> = fs::read_dir(&self.folder)
             .unwrap()

@@ -257,11 +257,10 @@ impl Member {
 
     /// The master cannot send what is missing, or the histories differ: compare and fetch everything.
     pub(super) fn copy_from_master(&mut self, out: &mut Vec<Effect>) {
-        let master = self.link.as_ref().and_then(|link| link.hello.as_ref()).and_then(|hello| hello.leads);
         let promised = self.identity.as_ref().map(|identity| identity.promised);
         // Once a claim is under way nothing may make this copy unfit to lead: the claim may succeed.
         if let (Some(generation), State::Secondary { claim: None }) =
-            (master.filter(|master| Some(*master) == promised), &self.state)
+            (self.master().filter(|master| Some(*master) == promised), &self.state)
         {
             let following = self.link.as_mut().is_some_and(|link| std::mem::take(&mut link.following));
             if following {
@@ -315,9 +314,9 @@ impl Member {
             && (is_the_only || self.claim_may_take_effect())
     }
 
-    /// The peer said that it leads.
-    pub(super) fn has_master(&self) -> bool {
-        self.link.as_ref().and_then(|link| link.hello.as_ref()).is_some_and(|hello| hello.leads.is_some())
+    /// What the peer said on this connection that it leads.
+    pub(super) fn master(&self) -> Option<Generation> {
+        self.link.as_ref()?.hello.as_ref()?.leads
     }
 
     pub(super) fn netcopy_done(&mut self, end: Position, out: &mut Vec<Effect>) {
@@ -348,11 +347,10 @@ impl Member {
     }
 
     pub(super) fn pursue_secondary(&mut self, out: &mut Vec<Effect>) {
-        let master = self.link.as_ref().and_then(|link| link.hello.as_ref()).and_then(|hello| hello.leads);
         let promised = self.identity.as_ref().map(|identity| identity.promised);
         let idle = self.link.as_ref().is_some_and(|link| link.greeted && !link.following && !link.copying);
         let incomplete = self.identity.as_ref().is_some_and(|identity| identity.inconsistent);
-        if let Some(generation) = master.filter(|master| Some(*master) == promised)
+        if let Some(generation) = self.master().filter(|master| Some(*master) == promised)
             && idle
             && incomplete
             && self.times.now >= self.times.copy_not_before
@@ -583,8 +581,7 @@ impl Member {
             return;
         }
         // The peer's hello may already say whom to follow; otherwise the next connection will.
-        let newer = self.link.as_ref().and_then(|link| link.hello.as_ref()).filter(|hello| hello.leads.is_some());
-        if newer.is_some() {
+        if self.master().is_some() {
             self.drop_peer(out);
         }
     }

@@ -66,7 +66,7 @@ impl Member {
             }
             State::Alone => (!self.settings.alone_without_api && self.renewal_due()).then_some(Purpose::Renew),
             State::Secondary { claim: None } => {
-                (self.has_master() && self.claim_may_take_effect()).then_some(Purpose::Settle)
+                (self.master().is_some() && self.claim_may_take_effect()).then_some(Purpose::Settle)
             }
             State::Joining(Joining::Enforcing | Joining::Waiting { .. })
             | State::Offline
