@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use crate::clock;
 use crate::commit::Follower;
 use crate::journal::{Journal, ReadError};
-use crate::link::{Ack, Gone, LinkHandle, RECORDS_WINDOW_BYTES, RecordsHeader};
+use crate::link::{Ack, Gone, LinkHandle, RECORDS_NOW_BYTES, RECORDS_WINDOW_BYTES, RecordsHeader};
 
 /// How long a record that nobody waits for may be held back for company.
 const COMPANY: Duration = Duration::from_millis(5);
@@ -80,6 +80,11 @@ pub struct Shipper {
 }
 
 struct State {
+    journal: Arc<Journal>,
+    link: LinkHandle,
+    shipping: Shipping,
+    /// Held by whoever sends; the task does not hold it while it only waits.
+    cursor: tokio::sync::Mutex<Cursor>,
     /// Somebody waits until the peer has everything up to here durably.
     wanted: AtomicU64,
     committed: AtomicU64,
@@ -91,6 +96,17 @@ struct State {
     false_ack: Mutex<Option<Ended>>,
     in_flight: Mutex<InFlight>,
     wake: Notify,
+}
+
+/// How far the journal was sent, and what was said with it.
+struct Cursor {
+    next: u64,
+    /// The peer was asked to make everything up to here durable.
+    asked: u64,
+    /// It was told that everything up to here is committed.
+    told: u64,
+    /// When records were sent last.
+    sent: Duration,
 }
 
 #[derive(Default)]
@@ -126,6 +142,79 @@ impl State {
     fn window_is_full(&self) -> bool {
         self.in_flight.lock().bytes >= RECORDS_WINDOW_BYTES
     }
+
+    fn header(&self, sync: bool) -> RecordsHeader {
+        RecordsHeader {
+            epoch: self.shipping.epoch,
+            nonce: self.shipping.nonce,
+            committed: self.committed.load(Ordering::Acquire),
+            sync,
+            receipt: self.shipping.receipts,
+        }
+    }
+
+    /// The next records, about so many bytes of them, and the last one's number.
+    fn read(&self, cursor: &Cursor, bytes: usize) -> Result<(u64, Vec<u8>), ReadError> {
+        let mut records = Vec::new();
+        let batch = self.journal.read(cursor.next, bytes, &mut records)?;
+        Ok((batch.last.seq, records))
+    }
+
+    /// Counts records as sent; with what is returned they are sent before anybody else sends.
+    fn sent(&self, cursor: &mut Cursor, last: u64, bytes: usize) -> RecordsHeader {
+        let wanted = self.wanted.load(Ordering::Acquire);
+        // Asked for on the frame that completes what is wanted; one flush there serves all before.
+        let sync = wanted > cursor.asked && wanted <= last;
+        {
+            let mut flight = self.in_flight.lock();
+            flight.bytes += bytes;
+            flight.frames.push_back((last, bytes));
+        }
+        // Before it is sent: the acknowledgement may be faster than what follows here.
+        self.shipped.store(last, Ordering::Release);
+        let header = self.header(sync);
+        cursor.told = header.committed;
+        if sync {
+            cursor.asked = last;
+        }
+        cursor.next = last + 1;
+        cursor.sent = clock::monotonic();
+        header
+    }
+
+    /// The wish that everything that was sent becomes durable.
+    fn wish(&self, cursor: &mut Cursor) -> RecordsHeader {
+        let header = self.header(true);
+        cursor.asked = cursor.next - 1;
+        cursor.told = header.committed;
+        header
+    }
+
+    /// Sends what somebody waits for from the calling thread, unless it is much, or others are sending. False: it is to be
+    /// done by the task, which also meets whatever stands in the way again.
+    fn send_now(&self) -> bool {
+        let Ok(mut cursor) = self.cursor.try_lock() else { return false };
+        if cursor.asked >= self.wanted.load(Ordering::Acquire) {
+            return true;
+        }
+        let end = self.journal.end().seq;
+        if self.stop.load(Ordering::Acquire)
+            || self.window_is_full()
+            || self.journal.bytes_between(cursor.next - 1, end) > RECORDS_NOW_BYTES as u64
+        {
+            return false;
+        }
+        let session = self.shipping.session;
+        let sent = if cursor.next > end {
+            self.link.send_records_now(session, || self.wish(&mut cursor), &[])
+        } else {
+            // Before anything is held that heartbeats wait for: the disk may be slow.
+            let Ok((last, records)) = self.read(&cursor, RECORDS_NOW_BYTES) else { return false };
+            self.link.send_records_now(session, || self.sent(&mut cursor, last, records.len()), &records)
+        };
+        // Not if a segment ended before all of it.
+        sent.unwrap_or(false) && cursor.asked >= self.wanted.load(Ordering::Acquire)
+    }
 }
 
 /// Starts to ship. `heard` is called with every acknowledgement that can be true, from the task that reads the link.
@@ -136,7 +225,12 @@ pub fn ship(
     heard: impl Fn(Ack) + Send + Sync + 'static,
 ) -> Shipper {
     let had = shipping.from.saturating_sub(1);
+    let cursor = Cursor { next: shipping.from, asked: 0, told: 0, sent: clock::monotonic() };
     let state = Arc::new(State {
+        journal,
+        link,
+        shipping,
+        cursor: tokio::sync::Mutex::new(cursor),
         wanted: AtomicU64::new(0),
         committed: AtomicU64::new(0),
         shipped: AtomicU64::new(had),
@@ -148,22 +242,24 @@ pub fn ship(
         in_flight: Mutex::default(),
         wake: Notify::new(),
     });
-    let hearing = state.clone();
-    link.on_ack(Arc::new(move |session, ack| {
-        if session == shipping.session && !hearing.stop.load(Ordering::Acquire) && hearing.hear(ack) {
+    // The link outlives what is shipped over it.
+    let hearing = Arc::downgrade(&state);
+    state.link.on_ack(Arc::new(move |session, ack| {
+        let Some(state) = hearing.upgrade() else { return };
+        if session == shipping.session && !state.stop.load(Ordering::Acquire) && state.hear(ack) {
             heard(ack);
         }
     }));
     let (end, ended) = watch::channel(None);
     let running = state.clone();
     tokio::spawn(async move {
-        let why = match run(&journal, &link, shipping, &running).await {
+        let why = match run(&running).await {
             Ok(()) => Ended::Stopped,
             Err(why) => why,
         };
         running.stop.store(true, Ordering::Release);
         if let Ended::FalseAck { .. } = &why {
-            link.close(shipping.session, &why.to_string());
+            running.link.close(shipping.session, &why.to_string());
         }
         end.send_replace(Some(why));
     });
@@ -173,7 +269,7 @@ pub fn ship(
 impl Shipper {
     /// Somebody waits for `seq`: whatever of it is not yet sent goes now, and the peer is asked to make it durable.
     pub fn want_durable(&self, seq: u64) {
-        if self.state.wanted.fetch_max(seq, Ordering::AcqRel) < seq {
+        if self.state.wanted.fetch_max(seq, Ordering::AcqRel) < seq && !self.state.send_now() {
             self.state.wake.notify_one();
         }
     }
@@ -226,91 +322,68 @@ impl Drop for Shipper {
     }
 }
 
-async fn run(journal: &Journal, link: &LinkHandle, shipping: Shipping, state: &State) -> Result<(), Ended> {
+async fn run(state: &State) -> Result<(), Ended> {
+    let State { journal, link, shipping, .. } = state;
+    let send = |header, records| async move {
+        link.send_records(shipping.session, header, records).await.map_err(|Gone| Ended::Gone)
+    };
     let mut appended = journal.appended();
-    let mut next = shipping.from;
-    let (mut asked, mut told) = (0, 0);
-    let mut sent = clock::monotonic();
+    let mut had_company = false;
     let gone = link.gone(shipping.session);
     tokio::pin!(gone);
     // A peer that lacks nothing is asked too: a master that may not write without it waits for its word.
-    let first = RecordsHeader {
-        epoch: shipping.epoch,
-        nonce: shipping.nonce,
-        committed: 0,
-        sync: true,
-        receipt: shipping.receipts,
-    };
-    link.send_records(shipping.session, first, Vec::new()).await.map_err(|Gone| Ended::Gone)?;
+    let first = RecordsHeader { committed: 0, ..state.header(true) };
+    send(first, Vec::new()).await?;
     while !state.stop.load(Ordering::Acquire) {
         if let Some(why) = state.false_ack.lock().take() {
             return Err(why);
         }
+        let mut cursor = state.cursor.lock().await;
         let end = *appended.borrow_and_update();
         let wanted = state.wanted.load(Ordering::Acquire);
-        let committed = state.committed.load(Ordering::Acquire);
-        let header = RecordsHeader {
-            epoch: shipping.epoch,
-            nonce: shipping.nonce,
-            committed,
-            sync: false,
-            receipt: shipping.receipts,
-        };
 
-        if next <= end && !state.window_is_full() {
+        if cursor.next <= end && !state.window_is_full() {
             // Also a wish for what has left already: the next frame takes it along.
-            let waited_for = wanted > asked || shipping.receipts;
-            if !waited_for && journal.bytes_between(next - 1, end) < ENOUGH_BYTES {
+            let waited_for = wanted > cursor.asked || shipping.receipts || had_company;
+            if !waited_for && journal.bytes_between(cursor.next - 1, end) < ENOUGH_BYTES {
                 // Nobody waits: give others the chance to come along, unless somebody begins to wait.
+                let asked = cursor.asked;
+                drop(cursor);
                 tokio::select! {
                     biased;
                     () = tokio::time::sleep(COMPANY) => {}
                     () = wanted_beyond(state, asked) => {}
                 }
+                had_company = true;
+                continue;
             }
-            let mut records = Vec::new();
-            let batch = journal.read(next, FRAME_BYTES, &mut records).map_err(|error| match error {
+            had_company = false;
+            let (last, records) = state.read(&cursor, FRAME_BYTES).map_err(|error| match error {
                 ReadError::Trimmed { first } => Ended::LeftBehind { first },
                 ReadError::Broken(_) => Ended::Damaged(error.to_string()),
                 ReadError::Io(_) => Ended::DiskFailed(error.to_string()),
             })?;
-            let wanted = state.wanted.load(Ordering::Acquire);
-            // Asked for on the frame that completes what is wanted; one flush there serves all before.
-            let sync = wanted > asked && wanted <= batch.last.seq;
-            let bytes = records.len();
-            {
-                let mut flight = state.in_flight.lock();
-                flight.bytes += bytes;
-                flight.frames.push_back((batch.last.seq, bytes));
-            }
-            // Before it is sent: the acknowledgement may be faster than what follows here.
-            state.shipped.store(batch.last.seq, Ordering::Release);
-            let header = RecordsHeader { sync, committed: state.committed.load(Ordering::Acquire), ..header };
-            told = header.committed;
-            if sync {
-                asked = batch.last.seq;
-            }
-            link.send_records(shipping.session, header, records).await.map_err(|Gone| Ended::Gone)?;
-            next = batch.last.seq + 1;
-            sent = clock::monotonic();
+            let header = state.sent(&mut cursor, last, records.len());
+            send(header, records).await?;
+            continue;
+        }
+        had_company = false;
+
+        if wanted > cursor.asked && wanted < cursor.next {
+            let header = state.wish(&mut cursor);
+            send(header, Vec::new()).await?;
             continue;
         }
 
-        if wanted > asked && wanted < next {
-            asked = next - 1;
-            told = committed;
-            let header = RecordsHeader { sync: true, ..header };
-            link.send_records(shipping.session, header, Vec::new()).await.map_err(|Gone| Ended::Gone)?;
+        let quiet = clock::monotonic().saturating_sub(cursor.sent) >= NEWS;
+        let news = quiet && cursor.told + 1 < cursor.next && !state.window_is_full();
+        let header = state.header(false);
+        if news && header.committed > cursor.told {
+            cursor.told = header.committed;
+            send(header, Vec::new()).await?;
             continue;
         }
-
-        let quiet = clock::monotonic().saturating_sub(sent) >= NEWS;
-        let news = quiet && told + 1 < next && !state.window_is_full();
-        if news && committed > told {
-            told = committed;
-            link.send_records(shipping.session, header, Vec::new()).await.map_err(|Gone| Ended::Gone)?;
-            continue;
-        }
+        drop(cursor);
         // While records come now and then they are looked for now and then: whoever journals one wakes nobody. Where a receipt
         // is all that is waited for, each is on its way before anybody waits.
         let listens = quiet || shipping.receipts;

@@ -48,7 +48,7 @@ pub fn rehearse<C: DeserializeOwned>(bytes: &[u8]) -> Heard<C> {
         on_ack: Mutex::new(None),
         up: watch::Sender::new((0, false)),
     };
-    let (session, _queues): (_, Queues) = Session::new(1);
+    let (session, _queues): (_, Queues) = Session::new(1, Box::new(tokio::io::sink()));
     let session = Arc::new(session);
     // Its patience with a silent peer needs a clock.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();

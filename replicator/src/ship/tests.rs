@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::*;
 use crate::disk;
 use crate::journal::{JournalError, Options};
-use crate::link::{self, Evidence, Lanes, LinkEvent, LinkSettings, NackReason, TlsSettings};
+use crate::link::{self, Evidence, Lanes, LinkEvent, LinkSettings, NackReason, TlsSettings, frame};
 use crate::op::{FileId, Op, Stamp};
 use crate::receive::{self, Following, ReceiveEvent};
 
@@ -460,6 +460,120 @@ fn frame_header(kind: u8, length: u32) -> Vec<u8> {
     let crc = crc32c::crc32c(&bytes);
     bytes.extend_from_slice(&crc.to_le_bytes());
     bytes
+}
+
+/// Whoever has something to send writes it from its own thread. When the socket is full, what was begun is completed by the
+/// task that speaks, and nothing is lost, cut in two or overtaken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_full_socket_held_up_arrives_whole_and_in_order() {
+    let (at_a, nobody) = (free_address().await, free_address().await);
+    let ours = authority();
+    let folders = [certificates(&ours, &ours, &[A]), certificates(&ours, &ours, &[B])];
+    let patient = |settings| LinkSettings { silence: PATIENCE, ..settings };
+    let (link, mut events, _lanes) =
+        link::start::<String>(patient(settings(at_a, nobody, false, folders[0].path(), B))).await.unwrap();
+    let mut raw = link::test_dial(&patient(settings(nobody, at_a, true, folders[1].path(), A))).await;
+    let session = up(&mut events).await;
+    let header = RecordsHeader { epoch: 1, nonce: 2, committed: 0, sync: false, receipt: false };
+    let sending = link.clone();
+    let frame = move |number: u64| RecordsHeader { committed: number, ..header };
+    let records = |number: u64| vec![number as u8; 60 << 10];
+    let sent = tokio::task::spawn_blocking(move || {
+        let mut sent = 0;
+        let began = clock::monotonic();
+        // Nobody reads: a heartbeat may be in the way now and then, the full socket is for ever.
+        let mut refused_since = None;
+        while refused_since.is_none_or(|since| clock::monotonic() - since < Duration::from_millis(300)) {
+            assert!(clock::monotonic() - began < PATIENCE, "the socket is never full");
+            if sending.send_records_now(session, || frame(sent + 1), &records(sent + 1)).unwrap() {
+                (sent, refused_since) = (sent + 1, None);
+            } else {
+                refused_since.get_or_insert_with(clock::monotonic);
+                std::thread::yield_now();
+            }
+        }
+        // Replaced by the second, which waits.
+        for taken in [1, 2] {
+            sending.send_ack(session, Ack { taken, received: 0, durable: 0 }).unwrap();
+        }
+        sent
+    });
+    let sent = sent.await.unwrap();
+    assert!(sent > 2, "{sent}");
+    let (mut arrived, mut acknowledged) = (0, false);
+    while !acknowledged {
+        let (kind, payload) = read_frame(&mut raw).await;
+        match kind {
+            frame::Type::Records => {
+                arrived += 1;
+                assert_eq!(RecordsHeader::parse(&payload).unwrap().committed, arrived);
+                assert!(payload[frame::RECORDS_HEADER_BYTES..].iter().all(|byte| *byte == arrived as u8));
+            }
+            frame::Type::Ack => {
+                assert_eq!(Ack::parse(&payload).unwrap().taken, 2);
+                acknowledged = true;
+            }
+            other => assert_eq!(other, frame::Type::Heartbeat),
+        }
+    }
+    assert_eq!(arrived, sent);
+    // And everybody may write again.
+    let sending = link.clone();
+    tokio::task::spawn_blocking(move || {
+        while !sending.send_records_now(session, || frame(sent + 1), &records(sent + 1)).unwrap() {
+            std::thread::yield_now();
+        }
+    });
+    loop {
+        let (kind, payload) = read_frame(&mut raw).await;
+        if kind == frame::Type::Records {
+            assert_eq!(RecordsHeader::parse(&payload).unwrap().committed, sent + 1);
+            break;
+        }
+    }
+}
+
+async fn read_frame(from: &mut (impl AsyncRead + Unpin)) -> (frame::Type, Vec<u8>) {
+    let mut header = [0; frame::HEADER_BYTES];
+    timeout(PATIENCE, from.read_exact(&mut header)).await.unwrap().unwrap();
+    let (kind, length) = frame::parse_header(&header).unwrap();
+    let mut payload = vec![0; length];
+    timeout(PATIENCE, from.read_exact(&mut payload)).await.unwrap().unwrap();
+    (kind, payload)
+}
+
+/// A record that is sent by whoever waits for it does not overtake what the conductor said before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_do_not_overtake_what_was_said_before() {
+    let (mut a, mut b) = pair().await;
+    let (at_a, at_b) = (up(&mut a.events).await, up(&mut b.events).await);
+    let said = tokio::task::spawn_blocking(move || {
+        for round in 0..2_000_u64 {
+            a.link.send(at_a, &round.to_string()).unwrap();
+            let header = RecordsHeader { epoch: 1, nonce: 2, committed: round, sync: false, receipt: false };
+            while !a.link.send_records_now(at_a, || header, &[]).unwrap() {
+                std::thread::yield_now();
+            }
+        }
+        a
+    });
+    for round in 0..2_000_u64 {
+        let frame = loop {
+            match b.lanes.records.frames.try_recv() {
+                Ok(frame) => break frame,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        assert_eq!((frame.session, frame.header.committed), (at_b, round));
+        loop {
+            // It came first, so it waits already.
+            if let LinkEvent::Message { message, .. } = b.events.try_recv().expect("said before the records") {
+                assert_eq!(message, round.to_string());
+                break;
+            }
+        }
+    }
+    said.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
