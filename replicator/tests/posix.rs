@@ -129,6 +129,67 @@ fn random_operations_on_one_file_read_as_they_were_written() {
     pair.stop("a");
 }
 
+/// What `stress-ng` does to files, each for a moment by two processes that check what they read.
+const STRESSORS: &str = "access aio aiol chattr chdir chmod chown copy-file dentry dir dirdeep dirmany dnotify dup \
+    fallocate fault fcntl fiemap file-ioctl filename flock fpunch fsize fstat getdent handle hdd inode-flags inotify io io-uring iomix \
+    lease link locka lockf lockofd mknod msync msyncmany open readahead rename revio seek sendfile splice symlink sync-file \
+    touch utime verity xattr";
+
+/// How a stressor ended: well, with something that it found, or without having been able to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stressed {
+    Passed,
+    Failed,
+    Impossible,
+}
+
+fn stress(name: &str, folder: &Path) -> (Stressed, String) {
+    let mut command = Command::new("stress-ng");
+    command.args([&format!("--{name}"), "2", "--timeout", "1", "--verify", "--temp-path"]).arg(folder);
+    // Otherwise a gigabyte.
+    if ["hdd", "iomix", "readahead", "revio"].contains(&name) {
+        command.args([&format!("--{name}-bytes"), "32M"]);
+    }
+    let output = command.output().unwrap();
+    let told = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    let result = match output.status.code() {
+        Some(0) => Stressed::Passed,
+        // No resources, or not made for this system.
+        Some(3 | 4) => Stressed::Impossible,
+        _ => Stressed::Failed,
+    };
+    (result, told)
+}
+
+#[test]
+#[ignore = "needs stress-ng: cargo verify -- --only posix"]
+fn stressors_find_no_more_than_on_the_volume() {
+    let mut pair = in_sync();
+    let home = pair.home("a");
+    let there = home.join("stress");
+    fs::create_dir(&there).unwrap();
+    let (mut passed, mut worse) = (0, Vec::new());
+    for name in STRESSORS.split_whitespace() {
+        let (here, told) = stress(name, &pair.mount("a"));
+        if here == Stressed::Passed {
+            passed += 1;
+            continue;
+        }
+        let (expected, _) = stress(name, &there);
+        println!("{name}: {here:?} here, {expected:?} on the volume");
+        if here != expected {
+            worse.push(format!("{name}: {told}"));
+        }
+    }
+    println!("{passed} stressors pass");
+    assert!(worse.is_empty(), "{}", worse.join("\n"));
+    assert!(passed > 40, "only {passed} stressors could be played");
+    assert_eq!(pair.shown("b")["state"], "SecondaryActive", "{}", pair.story());
+    equal(&pair);
+    pair.stop("b");
+    pair.stop("a");
+}
+
 /// Calls that the volume itself refuses, some of them only after they were journaled: the application is told what the volume
 /// says, and both members are none the worse for it.
 #[test]

@@ -46,6 +46,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("make", "/usr/bin/make"),
 ];
 
+/// What other people test file systems with.
+const STRESSORS: &[(&str, &str)] = &[("stress-ng", "/usr/bin/stress-ng")];
+
 /// What the engine of the fuzz targets is built with.
 const ENGINE: &[(&str, &str)] = &[("g++", "/usr/bin/g++")];
 
@@ -66,6 +69,11 @@ pub fn packages() -> Result<()> {
 /// Installs the programs that are played on a pair.
 pub fn programs() -> Result<()> {
     install(PROGRAMS)
+}
+
+/// Installs what the file system is stressed with.
+pub fn stressors() -> Result<()> {
+    install(STRESSORS)
 }
 
 /// Installs what the engine of the fuzz targets is built with.
