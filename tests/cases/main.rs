@@ -1,6 +1,7 @@
 //! The promises to users as scenarios on a real cluster. Each is named after the scenario of the requirements that it
 //! plays. `cargo test -p tandem-tests --test cases -- [NAME ...]` runs those whose names contain one of the words;
-//! `--share=FOLDER` those that no other process with the same folder has taken.
+//! `--share=FOLDER` those that no other process with the same folder has taken. `--failures=FILE` gets a line for each that
+//! failed.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a scenario says what it expects by panicking
 
@@ -17,6 +18,8 @@ mod tt;
 mod volumes;
 
 use anyhow::{Result, bail};
+use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -34,7 +37,8 @@ type Case = (&'static str, fn(&Stage<'_>) -> Result<()>);
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let share = std::env::args().find_map(|word| word.strip_prefix("--share=").map(PathBuf::from));
+    let path = |option: &str| std::env::args().find_map(|word| word.strip_prefix(option).map(PathBuf::from));
+    let (share, failures) = (path("--share="), path("--failures="));
     let cluster = Cluster::here();
     if !cluster.is_up() {
         if std::env::var_os("REQUIRE_CLUSTER").is_some_and(|value| value == "1") {
@@ -85,6 +89,9 @@ fn main() -> ExitCode {
             Err(error) => {
                 println!("{name} FAILED ({seconds:.1} s): {error:#}");
                 failed.push(name);
+                if let Err(error) = failures.as_ref().map_or(Ok(()), |file| note(file, name, &error)) {
+                    eprintln!("note that {name} failed: {error}");
+                }
                 if let Err(error) = cluster.restore() {
                     println!("the cluster could not be restored: {error:#}");
                     break;
@@ -130,6 +137,12 @@ fn take(folder: &Path, name: &str) -> std::io::Result<bool> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// One more line in the file of failures.
+fn note(file: &Path, name: &str, error: &anyhow::Error) -> std::io::Result<()> {
+    let line = format!("{name}: {error:#}").replace('\n', " | ");
+    writeln!(OpenOptions::new().append(true).create(true).open(file)?, "{line}")
 }
 
 /// Whether a scenario only did not come to its end in time: on a shared machine that is played once more, and said. Whatever

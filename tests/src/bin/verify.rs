@@ -68,7 +68,7 @@ impl Tally {
             }
             Err(error) => {
                 eprintln!("==== {name}: FAILED after {seconds:.1} s: {error:#}");
-                self.failed.push(name.to_string());
+                self.failed.push(format!("{name}: {error:#}"));
             }
         }
     }
@@ -144,8 +144,9 @@ fn finish(mut tally: Tally, mut stage: Stage, arguments: &Arguments) -> ExitCode
             tally.step("a cluster ends", || stage.end(&cluster));
         }
     }
-    for name in &tally.failed {
-        println!("failed: {name}");
+    // Once more, with the reasons: of a long run people often see only the end.
+    for failure in &tally.failed {
+        println!("failed: {failure}");
     }
     println!("{} passed, {} failed", tally.passed, tally.failed.len());
     if tally.failed.is_empty() && tally.passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -435,6 +436,10 @@ fn scenarios(stage: &mut Stage, arguments: &Arguments) -> Result<()> {
     }
     let share = format!("--share={}", taken.display());
     words.push(&share);
+    let noted = second().folder().join("failures");
+    std::fs::write(&noted, "").context("make a file for what fails")?;
+    let failures = format!("--failures={}", noted.display());
+    words.push(&failures);
     let beside = cargo_command()
         .args(&words)
         .env("TANDEM_CLUSTER", second().folder())
@@ -449,8 +454,13 @@ fn scenarios(stage: &mut Stage, arguments: &Arguments) -> Result<()> {
     let output = output.context("wait for the second cluster")?;
     eprintln!("on the second cluster:");
     std::io::stderr().write_all(&[output.stdout, output.stderr].concat()).context("print what was played")?;
+    // Before the cluster ends, and its folder with it.
+    let failures = std::fs::read_to_string(&noted).context("read what failed")?;
     if !arguments.keep {
         stage.end(&second())?;
+    }
+    if !failures.is_empty() {
+        bail!("{}", failures.trim_end());
     }
     first?;
     if output.status.success() { Ok(()) } else { bail!("scenarios on the second cluster: {}", output.status) }
