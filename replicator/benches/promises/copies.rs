@@ -1,4 +1,4 @@
-//! Rows about copying a whole volume: netcopy with TLS against an rsync daemon without.
+//! Rows about copying a whole volume, netcopy with TLS against an rsync daemon without; and about a replicant that was away.
 
 use std::fs;
 use std::io::Write;
@@ -21,6 +21,25 @@ pub(crate) fn rows(table: &mut Table) {
         table.note(name, unit, "rsync daemon, no TLS", amount as f64 / rsync(make));
         table.note(name, unit, "netcopy, TLS", amount as f64 / netcopy(make));
     }
+    table.note("catch-up of a replicant that was away", "MiB/s", "Durable", LARGE_MEBIBYTES as f64 / catch_up());
+}
+
+/// Seconds from the start of a replicant until it has everything that was written while it was away.
+fn catch_up() -> f64 {
+    let mut pair = Pair::quiet();
+    pair.start("a");
+    pair.start("b");
+    pair.wait_in_sync("a");
+    let founding = pair.shown("a")["netcopy"]["id"].clone();
+    pair.stop("b");
+    large(&pair.mount("a"));
+    let began = Instant::now();
+    pair.start("b");
+    wait("the replicant to be connected", || pair.shown("a")["state"] != "PrimaryAlone");
+    pair.wait_in_sync("a");
+    let seconds = began.elapsed().as_secs_f64();
+    assert_eq!(pair.shown("a")["netcopy"]["id"], founding, "it was copied: the journal did not suffice");
+    seconds
 }
 
 fn large(folder: &Path) {

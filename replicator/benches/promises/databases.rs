@@ -140,7 +140,7 @@ impl Drop for Server {
     }
 }
 
-/// pgbench on each contestant, and on PostgreSQL's own synchronous streaming between two bare volumes.
+/// pgbench on each contestant, and on PostgreSQL's own streaming between two bare volumes.
 pub(crate) fn postgresql(contestants: &[Contestant], table: &mut Table) {
     for (contestant, port) in contestants.iter().zip(5500..) {
         Server::found(&contestant.folder, port).measure(contestant.name, table);
@@ -154,6 +154,7 @@ pub(crate) fn postgresql(contestants: &[Contestant], table: &mut Table) {
         let from = "host=127.0.0.1 port=5510 user=postgres application_name=second";
         as_postgres("pg_basebackup", &["-D", &shown(&second.data), "-R", "-X", "stream", "-d", from]);
         second.start("");
+        first.measure("PostgreSQL's asynchronous streaming", table);
         first.sql("alter system set synchronous_standby_names = 'second'");
         first.sql("select pg_reload_conf()");
         crate::harness::wait("the standby to be synchronous", || {
