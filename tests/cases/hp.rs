@@ -24,7 +24,7 @@ fn write_order(stage: &Stage<'_>) -> Result<()> {
         ensure!(talk.ask(&format!("pair {k}"))?.starts_with("ok"), "record {k} was refused");
         last = k;
     }
-    let uid = pair.pod("a")?["metadata"]["uid"].as_str().unwrap_or_default().to_string();
+    talk.be_patient(Duration::from_secs(5))?;
     let writer = std::thread::spawn(move || {
         let mut last = last;
         for k in last + 1.. {
@@ -36,7 +36,7 @@ fn write_order(stage: &Stage<'_>) -> Result<()> {
         last
     });
     std::thread::sleep(Duration::from_millis(300));
-    stage.cluster.node("n1")?.kill_pod(&uid)?;
+    pair.kill_pod("a")?;
     let acknowledged = writer.join().unwrap();
     pair.wait(PATIENCE, "somebody to lead again", |pair| {
         Ok(pair.epoch()? > 1 && pair.converse()?.ask("who")?.starts_with("ok"))
@@ -80,9 +80,7 @@ fn manual_mode(stage: &Stage<'_>) -> Result<()> {
     let load = pair.load(1, 0)?;
     load.progress(50, PATIENCE)?;
     stage.cluster.kubectl(&["cordon", "n1"])?;
-    let uid = pair.pod("a")?["metadata"]["uid"].as_str().unwrap_or_default().to_string();
-    pair.kubectl(&["delete", "pod", "orders-a-0", "--wait=false", "--grace-period=1"])?;
-    stage.cluster.node("n1")?.kill_pod(&uid)?;
+    pair.delete_killed("a")?;
     pair.wait(PATIENCE, "the human to be asked", |pair| {
         Ok(pair.condition("ManualActionRequired")? == ("True".into(), "FailoverPending".into()))
     })?;
@@ -139,12 +137,13 @@ fn restart_of_the_replicant(stage: &Stage<'_>) -> Result<()> {
     let copied = pair.last_copy()?;
     let load = pair.load(2, 100)?;
     load.progress(50, PATIENCE)?;
-    pair.kubectl(&["delete", "pod", "orders-b-0", "--wait=true"])?;
+    let gone = pair.running("b")?.uid;
+    pair.kubectl(&["delete", "pod", "orders-b-0", "--wait=false"])?;
+    pair.wait(PATIENCE, "another pod", |pair| Ok(pair.pod("b")?["metadata"]["uid"] != gone.as_str()))?;
     load.progress(50, PATIENCE)?;
     pair.wait_in_sync("a")?;
     ensure!(pair.last_copy()? == copied, "a clean restart caused a copy");
-    let uid = pair.pod("b")?["metadata"]["uid"].as_str().unwrap_or_default().to_string();
-    stage.cluster.node("n2")?.kill_pod(&uid)?;
+    pair.kill_pod("b")?;
     load.progress(50, PATIENCE)?;
     pair.wait_in_sync("a")?;
     let history = load.finish();

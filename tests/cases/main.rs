@@ -22,8 +22,8 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
-use tandem_tests::cluster::Cluster;
+use std::time::{Duration, Instant};
+use tandem_tests::cluster::{Cluster, wait};
 use tandem_tests::namespace::with_namespace;
 
 /// Where a scenario plays.
@@ -157,10 +157,11 @@ fn whole_again(cluster: &Cluster) -> Result<()> {
         if !node.is_up() {
             bail!("the scenario left node {} down", node.name);
         }
-        // Every pod of the scenario is gone, so no mount of theirs may be left.
-        let mounts = node.fuse_mounts()?;
-        if !mounts.is_empty() {
-            bail!("the scenario left mounts on {}: {mounts:?}", node.name);
+        // Every pod of the scenario is gone, so no mount of theirs may be left. The plugin clears what a pod left that it did
+        // not see going once a minute.
+        let clean = wait(Duration::from_secs(90), "", || node.fuse_mounts().is_ok_and(|mounts| mounts.is_empty()));
+        if clean.is_err() {
+            bail!("the scenario left mounts on {}: {:?}", node.name, node.fuse_mounts()?);
         }
     }
     Ok(())

@@ -19,8 +19,10 @@ pub(crate) const CASES: &[Case] = &[
 fn new_secondary(stage: &Stage<'_>) -> Result<()> {
     let pair = Pair::apply(stage.cluster, stage.namespace, "orders", &Wishes::default())?;
     pair.wait_in_sync("a")?;
-    ensure!(pair.state("a")? == "PrimaryActive", "a is {}", pair.state("a")?);
-    ensure!(pair.state("b")? == "SecondaryActive", "b is {}", pair.state("b")?);
+    // Each reports for itself.
+    pair.wait(PATIENCE, "both members to say so", |pair| {
+        Ok(pair.state("a")? == "PrimaryActive" && pair.state("b")? == "SecondaryActive")
+    })?;
     ensure!(pair.condition("Bootstrapped")?.0 == "True", "not bootstrapped");
     let load = pair.load(2, 0)?;
     load.progress(200, PATIENCE)?;
@@ -40,7 +42,7 @@ fn writes_go_on(stage: &Stage<'_>) -> Result<()> {
         let answer = talk.ask(&format!("put f{number} 2000000"))?;
         ensure!(answer.starts_with("ok"), "{answer}");
     }
-    let load = pair.load(2, 50)?;
+    let load = pair.patient_load(2, 50)?;
     load.progress(50, PATIENCE)?;
     cluster.kubectl(&["uncordon", "n2"])?;
     pair.wait_in_sync("a")?;

@@ -3,6 +3,7 @@
 use crate::outages::{node_of, other};
 use crate::{Case, Stage};
 use anyhow::{Result, ensure};
+use serde_json::json;
 use std::time::Instant;
 use tandem_tests::cluster::trouble::Keeps;
 use tandem_tests::pair::{PATIENCE, Pair, Wishes};
@@ -30,7 +31,11 @@ fn failing_disk(stage: &Stage<'_>) -> Result<()> {
         load.progress(50, PATIENCE)?;
         println!("  the other one leads alone after {:.1} s", failed.elapsed().as_secs_f64());
         node.replace_device(&pair.volume(victim))?;
-        pair.kubectl(&["delete", "pod", &format!("orders-{victim}-0"), "--timeout=90s"])?;
+        // The operator may have replaced a master that was overruled already.
+        let gone = pair.pod(victim).map_or_else(|_| json!(null), |pod| pod["metadata"]["uid"].clone());
+        let pod = format!("orders-{victim}-0");
+        pair.kubectl(&["delete", "pod", &pod, "--wait=false", "--ignore-not-found"])?;
+        pair.wait(PATIENCE, "another pod", |pair| Ok(pair.pod(victim)?["metadata"]["uid"] != gone))?;
         pair.wait_in_sync(rest)?;
     }
     let history = load.finish();

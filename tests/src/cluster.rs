@@ -47,6 +47,18 @@ pub struct Cluster {
     foreign: Option<PathBuf>,
 }
 
+/// What kubectl may be asked again without doing something twice.
+const REPEATABLE: [&str; 9] = ["get", "annotate", "label", "cordon", "uncordon", "patch", "apply", "rollout", "exec"];
+/// What it says when the API server was not reached, or could not ask its store or a node.
+const ON_THE_WAY: [&str; 6] = [
+    "TLS handshake timeout",
+    "etcdserver: ",
+    "was refused - did you specify the right host",
+    "error dialing backend",
+    "unexpected EOF",
+    "unexpected error when reading response body",
+];
+
 impl Cluster {
     /// The one cluster of this checkout: `TANDEM_CACHE` and `TANDEM_CLUSTER` say where, `.cache` otherwise. With
     /// `TEST_KUBECONFIG`, the cluster that it names; never the user's own current context.
@@ -183,13 +195,26 @@ impl Cluster {
         if self.foreign.is_some() && !built.exists() { PathBuf::from(name) } else { built }
     }
 
+    /// Runs kubectl. What failed on the way to the API server and may be said twice is tried again.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        shell::run(self.kubectl_command().args(arguments))
+        let again = arguments.iter().any(|word| REPEATABLE.contains(word));
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match shell::run(self.kubectl_command().args(arguments)) {
+                Err(error)
+                    if again && tries < 3 && ON_THE_WAY.iter().any(|text| format!("{error:#}").contains(text)) =>
+                {
+                    std::thread::sleep(Duration::from_secs(1));
+                }
+                result => return result,
+            }
+        }
     }
 
     pub fn kubectl_command(&self) -> Command {
         let mut command = Command::new(self.program("kubectl"));
-        command.env("KUBECONFIG", self.kubeconfig());
+        command.env("KUBECONFIG", self.kubeconfig()).env("KUBECACHEDIR", self.folder.join("kubectl"));
         command
     }
 
@@ -417,17 +442,17 @@ impl Cluster {
         let system = |arguments: &[&str]| self.kubectl(&[&["-n", "tandem-system"], arguments].concat());
         system(&["scale", "deployment", "tandem-operator", &format!("--replicas={replicas}")])?;
         if replicas == 0 {
-            let all = ["wait", "pods", "-l", "app.kubernetes.io/component=operator", "--for=delete", "--timeout=60s"];
+            let all = ["wait", "pods", "-l", "app.kubernetes.io/component=operator", "--for=delete", "--timeout=180s"];
             return system(&all).map(drop);
         }
-        system(&["rollout", "status", "deployment", "tandem-operator", "--timeout=120s"]).map(drop)
+        system(&["rollout", "status", "deployment", "tandem-operator", "--timeout=300s"]).map(drop)
     }
 
     /// Ends every replica of the operator, and waits for the new ones.
     pub fn restart_operator(&self) -> Result<()> {
         let system = |arguments: &[&str]| self.kubectl(&[&["-n", "tandem-system"], arguments].concat());
         system(&["delete", "pods", "-l", "app.kubernetes.io/component=operator", "--wait=true"])?;
-        system(&["rollout", "status", "deployment", "tandem-operator", "--timeout=120s"]).map(drop)
+        system(&["rollout", "status", "deployment", "tandem-operator", "--timeout=300s"]).map(drop)
     }
 
     /// Waits until every node says that it is ready.

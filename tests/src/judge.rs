@@ -7,7 +7,7 @@
 use crate::workload::PORT;
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -28,6 +28,12 @@ impl Conversation {
         stream.set_read_timeout(Some(limit))?;
         stream.set_write_timeout(Some(limit))?;
         Ok(Self { reader: BufReader::new(stream) })
+    }
+
+    /// From now on an answer may take so long.
+    pub fn be_patient(&self, limit: Duration) -> Result<()> {
+        self.reader.get_ref().set_read_timeout(Some(limit))?;
+        self.reader.get_ref().set_write_timeout(Some(limit)).context("set how long an answer may take")
     }
 
     /// One line there, one line back.
@@ -51,10 +57,15 @@ impl Conversation {
 
     fn line(&mut self) -> Result<String> {
         let mut answer = String::new();
-        if self.reader.read_line(&mut answer).context("receive")? == 0 {
-            bail!("the connection was closed");
+        match self.reader.read_line(&mut answer) {
+            Ok(0) => bail!("the connection was closed"),
+            Ok(_) => Ok(answer.trim_end().to_string()),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                let limit = self.reader.get_ref().read_timeout()?.unwrap_or_default();
+                bail!("waited {} s for an answer", limit.as_secs());
+            }
+            Err(error) => Err(error).context("receive"),
         }
-        Ok(answer.trim_end().to_string())
     }
 }
 
@@ -215,7 +226,9 @@ fn run_client(
             Err(error) => Outcome::Unknown(format!("{error:#}")),
         };
         let refused = !matches!(outcome, Outcome::Acknowledged(_));
-        history.lock().unwrap().push(Event { client, k, asked, answered: Instant::now(), outcome });
+        // Before anything is waited for: the order of the answers is the order of these.
+        let answered = Instant::now();
+        history.lock().unwrap().push(Event { client, k, asked, answered, outcome });
         k += 1;
         if refused {
             std::thread::sleep(Duration::from_millis(20));

@@ -1,7 +1,7 @@
 //! One namespace for one scenario: made, marked, told about when the scenario fails, and removed.
 
 use crate::cluster::{Cluster, wait};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use std::fmt::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,15 +21,19 @@ pub fn with_namespace(cluster: &Cluster, name: &str, test: impl FnOnce(&str) -> 
             panic.downcast_ref::<String>().cloned().or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).into()));
         Err(anyhow::anyhow!(text.unwrap_or_else(|| "the scenario panicked".into())))
     });
-    if result.is_err() {
+    let result = result.map_err(|error| {
         eprintln!("{}", everything(cluster, &namespace));
-        // Nothing ends well on a node that is down.
-        cluster.restore().context("restore the cluster")?;
-    }
+        // Nothing ends well on a node that is down. What was found stays what was found.
+        match cluster.restore() {
+            Ok(()) => error,
+            Err(broken) => error.context(format!("restore the cluster: {broken:#}; and before that")),
+        }
+    });
     if std::env::var_os("KEEP_NAMESPACE").is_some() {
         return result;
     }
-    let put_away = put_away(cluster, &namespace).with_context(|| format!("remove namespace {namespace}"));
+    // A pod that does not end is no slowness: it is not played again.
+    let put_away = put_away(cluster, &namespace).map_err(|error| anyhow::anyhow!("remove {namespace}: {error:#}"));
     match (result, put_away) {
         (Ok(()), Ok(())) => Ok(()),
         (Ok(()), Err(error)) => {
@@ -52,7 +56,12 @@ fn put_away(cluster: &Cluster, namespace: &str) -> Result<()> {
     wait(Duration::from_secs(120), "the pods of the scenario to end", || {
         of_namespace(&["get", "pods", "-o", "name"]).is_ok_and(|left| left.trim().is_empty())
     })?;
-    cluster.kubectl(&["delete", "namespace", namespace, "--wait=true", "--timeout=120s"])?;
+    cluster.kubectl(&["delete", "namespace", namespace, "--wait=false"])?;
+    wait(Duration::from_secs(300), "the scenario's namespace to go", || {
+        cluster
+            .kubectl(&["get", "namespace", namespace, "-o", "name", "--ignore-not-found"])
+            .is_ok_and(|left| left.is_empty())
+    })?;
     cluster.delete_volumes(&format!("{namespace}-"))
 }
 

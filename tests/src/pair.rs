@@ -1,7 +1,8 @@
 //! A `ReplicationPair` as a user sees it: a manifest, its status, its Service, its annotations.
 
+use crate::cluster::node::Node;
 use crate::cluster::{Cluster, wait};
-use crate::judge::{Conversation, Load};
+use crate::judge::{Clients, Conversation, Load, Task};
 use crate::shell;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -14,6 +15,16 @@ use std::time::{Duration, Instant};
 
 /// How long a step may take on a busy machine before it counts as stuck.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Longer than a write is held with `holdSeconds` as it is unless somebody says otherwise.
+const HELD_MAX: Duration = Duration::from_secs(40);
+
+/// What runs of a member's replicator.
+pub struct Running {
+    /// Of its pod.
+    pub uid: String,
+    /// The id of its container.
+    pub container: String,
+}
 
 /// One pair in one namespace, its member a on node n1 and b on n2.
 pub struct Pair {
@@ -97,6 +108,11 @@ impl Pair {
         Ok(pair)
     }
 
+    /// The node that has a member's volume.
+    fn home(&self, member: &str) -> Result<Node> {
+        self.cluster.node(if member == "a" { "n1" } else { "n2" })
+    }
+
     /// A volume for a member of a pair that need not be there yet; its name.
     pub fn volume_for(cluster: &Cluster, namespace: &str, name: &str, member: &str, mebibytes: u64) -> Result<String> {
         let pair = Self { cluster: cluster.clone(), namespace: namespace.into(), name: name.into() };
@@ -105,7 +121,7 @@ impl Pair {
 
     fn make_volume(&self, member: &str, mebibytes: u64) -> Result<String> {
         let volume = self.volume(member);
-        self.cluster.node(if member == "a" { "n1" } else { "n2" })?.create_volume(&volume, mebibytes, "")?;
+        self.home(member)?.create_volume(&volume, mebibytes, "")?;
         // Reserved for this member: volumes of other pairs on the node look just the same.
         let claim = json!({"spec": {"claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim",
             "namespace": self.namespace, "name": format!("tandem-backing-{}-{member}-0", self.name)}}});
@@ -123,7 +139,7 @@ impl Pair {
     /// A program of this machine, to be run as a client of the pair: this process is in the cluster's network.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.env("PATH", "/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/bin:/bin").env("PGCONNECT_TIMEOUT", "3");
+        command.env("PATH", "/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/bin:/bin").env("PGCONNECT_TIMEOUT", "15");
         command
     }
 
@@ -294,11 +310,23 @@ impl Pair {
                 Ok(open)
             });
             match opened {
-                Ok(open) => return Ok(open),
-                Err(error) if started.elapsed() > PATIENCE => return Err(error.context("nobody serves the Service")),
+                Ok(open) => {
+                    open.be_patient(PATIENCE)?;
+                    return Ok(open);
+                }
+                Err(error) if started.elapsed() > PATIENCE => {
+                    bail!("waited {} s for somebody to serve: {error:#}", PATIENCE.as_secs());
+                }
                 Err(_) => std::thread::sleep(Duration::from_millis(100)),
             }
         }
+    }
+
+    /// The same, who wait longer than writes may ever be held: for whoever promises that none fails.
+    pub fn patient_load(&self, clients: usize, per_second: u64) -> Result<Load> {
+        self.converse()?;
+        let clients = Clients { first: 0, count: clients, per_second, patience: HELD_MAX, what: Task::Append };
+        Ok(Load::of(&self.address()?, &clients))
     }
 
     /// Clients at work through the Service.
@@ -333,6 +361,41 @@ impl Pair {
         pod["status"]["podIP"].as_str().map(String::from).with_context(|| format!("{member} has no address"))
     }
 
+    /// What runs of a member's replicator: its pod and its container, as soon as kubelet tells what really runs.
+    pub fn running(&self, member: &str) -> Result<Running> {
+        let node = self.home(member)?;
+        let mut found = None;
+        self.wait(PATIENCE, &format!("the replicator of {member} to run"), |pair| {
+            let uid = pair.pod(member)?["metadata"]["uid"].as_str().unwrap_or_default().to_string();
+            let container = pair.container(member, "replicator")?;
+            node.container_processes(&container)?;
+            found = Some(Running { uid, container });
+            Ok(true)
+        })?;
+        found.context("nothing runs")
+    }
+
+    /// Kills everything in a member's pod, and returns when something else runs there.
+    pub fn kill_pod(&self, member: &str) -> Result<()> {
+        let killed = self.running(member)?;
+        self.home(member)?.kill_pod(&killed.uid)?;
+        self.wait(PATIENCE, "another container to run", |pair| {
+            Ok(pair.container(member, "replicator")? != killed.container)
+        })
+    }
+
+    /// Deletes a member's pod and kills it at once: it says no farewell.
+    pub fn delete_killed(&self, member: &str) -> Result<()> {
+        let node = self.home(member)?;
+        let uid = self.running(member)?.uid;
+        node.freeze_pod(&uid, true)?;
+        self.kubectl(&["delete", "pod", &format!("{}-{member}-0", self.name), "--wait=false"])?;
+        node.kill_pod(&uid)?;
+        // It may be gone already.
+        node.freeze_pod(&uid, false).ok();
+        Ok(())
+    }
+
     /// How often the containers of a member were restarted.
     pub fn restarts(&self, member: &str) -> Result<u64> {
         let pod = self.pod(member)?;
@@ -349,7 +412,7 @@ impl Pair {
 
     /// A member's files on its own volume: kind, rights, owner and content, by path, without what Tandem keeps for itself.
     pub fn files(&self, member: &str) -> Result<BTreeMap<String, String>> {
-        let node = self.cluster.node(if member == "a" { "n1" } else { "n2" })?;
+        let node = self.home(member)?;
         let mut found = BTreeMap::new();
         describe(&node.path(&format!("/mnt/{}", self.volume(member)))?, "", &mut found)?;
         Ok(found)
@@ -363,7 +426,7 @@ impl Pair {
             if a == b {
                 return Ok(());
             }
-            if started.elapsed() > Duration::from_secs(30) {
+            if started.elapsed() > PATIENCE {
                 let names: BTreeSet<&String> =
                     a.keys().chain(b.keys()).filter(|name| a.get(*name) != b.get(*name)).collect();
                 let some =
@@ -402,7 +465,12 @@ fn describe(folder: &Path, prefix: &str, found: &mut BTreeMap<String, String>) -
         } else if kind.is_symlink() {
             format!("link to {}", std::fs::read_link(&path).context("read a link")?.display())
         } else if kind.is_file() {
-            let hash = Sha256::digest(std::fs::read(&path).context("read a file")?);
+            let content = match std::fs::read(&path) {
+                Ok(content) => content,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).context("read a file"),
+            };
+            let hash = Sha256::digest(content);
             format!(
                 "{} bytes {}",
                 status.len(),
