@@ -14,6 +14,7 @@ pub mod requests;
 mod resend;
 mod sequence;
 pub mod transport;
+mod watch;
 pub mod wire;
 
 use std::sync::{Arc, OnceLock};

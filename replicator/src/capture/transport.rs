@@ -15,9 +15,10 @@
 //! most requests do. See [`Watch`].
 
 use super::parking::{Parking, Ticket};
+use super::watch::{Patience, Rest, Watch};
 use super::wire::{self, Attr, Entry, IO_BYTES_MAX, Listing, Negotiated, Operation, Request, StatFs};
 use crate::clock;
-use parking_lot::{Condvar, Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
@@ -27,16 +28,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-
-/// A thread looks so long for the next request before it sleeps, at most, and at least if it looks at all.
-const LOOK_MAX: Duration = Duration::from_micros(100);
-const LOOK_MIN: Duration = Duration::from_micros(10);
-/// So many requests in a row that had been waiting already are more than one thread can serve.
-const CROWD: u32 = 4;
-/// A request that takes longer does not keep others waiting: somebody looks so often whether anybody looks for requests.
-const GUARD_EVERY: Duration = Duration::from_millis(5);
-/// After so many looks in vain the guard sleeps until something comes.
-const GUARD_LOOKS: u32 = 20;
 
 /// What serves requests. Called by several threads at once.
 pub trait Handler: Send + Sync {
@@ -65,7 +56,8 @@ pub struct Session {
     keeper: Keeper,
     ended: AtomicBool,
     watch: Watch,
-    look_max: Duration,
+    /// With one processor, whoever looks keeps away who would make the request.
+    may_look: bool,
 }
 
 struct Channel {
@@ -91,8 +83,6 @@ impl Session {
         }
         let parking = Arc::new(Parking::default());
         let channel = |device| Arc::new(Channel { device, parking: Arc::clone(&parking) });
-        // With one processor, whoever looks keeps away who would make the request.
-        let several = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
         let session = Arc::new(Self {
             channels: devices.into_iter().map(channel).collect(),
             negotiated: Mutex::new(negotiated),
@@ -100,7 +90,7 @@ impl Session {
             keeper,
             ended: AtomicBool::new(false),
             watch: Watch::default(),
-            look_max: if several { LOOK_MAX } else { Duration::ZERO },
+            may_look: std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1),
         });
         if connection != Connection::Fresh {
             // A kernel that does not know this (before 6.9) says EINVAL: requests in flight stay unanswered and whoever
@@ -214,7 +204,7 @@ impl Session {
             };
             let operation = &parsed.request.operation;
             self.watch.took(patience.is_crowd() || operation.may_take_long());
-            patience.hopeless = operation.waits_for_peer();
+            patience.set_hopeless(operation.waits_for_peer());
             let reply = Reply::new(channel, parsed.raw_unique, operation.wants_answer());
             if let Operation::Init(offer) = parsed.request.operation {
                 self.greet(&offer, reply);
@@ -236,14 +226,14 @@ impl Session {
     /// The next request's length: looks for one, rests while somebody else looks, sleeps when none comes.
     fn next(&self, channel: &Channel, buffer: &mut RequestBuffer, patience: &mut Patience) -> Result<usize, Errno> {
         if let Some(length) = channel.take(buffer)? {
-            patience.in_a_row += 1;
+            patience.found_at_once();
             return Ok(length);
         }
-        patience.in_a_row = 0;
+        patience.found_nothing();
         loop {
             match self.watch.rest() {
                 Rest::Over => return Err(Errno::NODEV),
-                Rest::Called => patience.hopeless = false,
+                Rest::Called => patience.set_hopeless(false),
                 Rest::Alone => {
                     if let Some(length) = self.look(channel, buffer, patience)? {
                         return Ok(length);
@@ -265,7 +255,7 @@ impl Session {
     ) -> Result<Option<usize>, Errno> {
         let began = clock::monotonic();
         let waited = || clock::monotonic().saturating_sub(began);
-        let limit = if patience.hopeless { Duration::ZERO } else { patience.look.min(self.look_max) };
+        let limit = if self.may_look { patience.limit() } else { Duration::ZERO };
         while waited() < limit {
             if let Some(length) = channel.take(buffer)? {
                 patience.look_longer();
@@ -277,12 +267,7 @@ impl Session {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }
-        if waited() < LOOK_MAX {
-            patience.look_longer();
-        } else if !patience.hopeless {
-            patience.look_shorter();
-        }
-        patience.hopeless = false;
+        patience.came_after(waited());
         Ok(None)
     }
 
@@ -315,175 +300,6 @@ fn inval_inode(nodeid: u64, offset: i64, length: i64) -> ([u8; 16], [u8; 24]) {
     body[8..16].copy_from_slice(&offset.to_ne_bytes());
     body[16..].copy_from_slice(&length.to_ne_bytes());
     (wire::out_header(body.len(), wire::NOTIFY_INVAL_INODE, 0), body)
-}
-
-/// How long a thread looks for the next request: for as long as it was worth while lately.
-#[derive(Default)]
-struct Patience {
-    look: Duration,
-    /// Whoever made the last request waits for disks and a peer, and will not make another one soon.
-    hopeless: bool,
-    /// Requests that were there as soon as the one before was answered.
-    in_a_row: u32,
-}
-
-impl Patience {
-    fn look_longer(&mut self) {
-        self.look = (self.look * 2).clamp(LOOK_MIN, LOOK_MAX);
-    }
-
-    fn look_shorter(&mut self) {
-        self.look = if self.look >= LOOK_MIN * 2 { self.look / 2 } else { Duration::ZERO };
-    }
-
-    fn is_crowd(&mut self) -> bool {
-        let crowd = self.in_a_row >= CROWD;
-        if crowd {
-            self.in_a_row = 0;
-        }
-        crowd
-    }
-}
-
-/// Which threads look for requests. The kernel wakes a thread for each request if one sleeps in `read`, also when another
-/// one is about to take it; so threads that are not needed rest here, where it does not see them.
-///
-/// What must always hold: while requests may come, somebody looks for them, or all who looked are busy and will be back
-/// soon, or a guard takes their place after a while. A thread that takes something long calls another one at once.
-#[derive(Default)]
-struct Watch {
-    state: Mutex<Watching>,
-    /// Where threads rest.
-    bench: Condvar,
-    /// Where the one rests that looks after the others.
-    post: Condvar,
-}
-
-#[derive(Default)]
-struct Watching {
-    /// Threads that look for requests, those that were called included. Whoever answers one is not among them.
-    looking: usize,
-    /// Threads that rest, the guard and those that were called and have not heard it yet included.
-    resting: usize,
-    /// How many of those that rest have been called.
-    called: usize,
-    guarded: bool,
-    /// The guard sleeps.
-    quiet: bool,
-    /// Requests that were taken, so that the guard sees whether anything moves.
-    taken: u64,
-    ended: bool,
-}
-
-enum Rest {
-    /// Nobody else looks.
-    Alone,
-    /// Somebody wants this thread to look.
-    Called,
-    /// The connection is over.
-    Over,
-}
-
-impl Watch {
-    /// A thread looks for requests again.
-    fn back(&self) {
-        self.state.lock().looking += 1;
-    }
-
-    /// A thread has taken a request and will be `back`. `replaced`: somebody has to look meanwhile.
-    fn took(&self, replaced: bool) {
-        let mut state = self.state.lock();
-        state.taken += 1;
-        state.looking -= 1;
-        let calls = replaced && state.looking == 0 && state.called < state.resting;
-        // The guard is called last, so that it need not hand its duty over.
-        let calls_guard = calls && state.resting - usize::from(state.guarded) <= state.called;
-        let wakes_guard = std::mem::take(&mut state.quiet);
-        if calls {
-            state.called += 1;
-            state.looking += 1;
-        }
-        drop(state);
-        if calls && !calls_guard {
-            self.bench.notify_one();
-        }
-        if calls_guard || wakes_guard {
-            self.post.notify_one();
-        }
-    }
-
-    /// Rests until it is called, unless nobody else looks.
-    fn rest(&self) -> Rest {
-        let mut state = self.state.lock();
-        if state.ended {
-            return Rest::Over;
-        }
-        if state.looking <= 1 {
-            return Rest::Alone;
-        }
-        state.looking -= 1;
-        state.resting += 1;
-        loop {
-            if state.ended {
-                return Rest::Over;
-            }
-            if state.called > 0 {
-                state.called -= 1;
-                break;
-            }
-            if state.guarded {
-                self.bench.wait(&mut state);
-                continue;
-            }
-            state.guarded = true;
-            let is_missed = self.stand_guard(&mut state);
-            state.guarded = false;
-            if is_missed {
-                state.looking += 1;
-                break;
-            }
-        }
-        state.resting -= 1;
-        let wants_guard = !state.guarded && state.resting > 0;
-        drop(state);
-        if wants_guard {
-            self.bench.notify_one();
-        }
-        Rest::Called
-    }
-
-    /// Looks every now and then whether anybody looks for requests. True: nobody does, and whoever took the last one was not
-    /// back for a while.
-    fn stand_guard(&self, state: &mut MutexGuard<'_, Watching>) -> bool {
-        let (mut seen, mut in_vain) = (state.taken, 0);
-        loop {
-            if in_vain < GUARD_LOOKS {
-                self.post.wait_for(state, GUARD_EVERY);
-            } else {
-                state.quiet = true;
-                self.post.wait(state);
-                state.quiet = false;
-                in_vain = 0;
-            }
-            if state.ended || state.called > 0 {
-                return false;
-            }
-            if state.taken != seen {
-                (seen, in_vain) = (state.taken, 0);
-            } else if state.looking == 0 {
-                return true;
-            } else {
-                in_vain += 1;
-            }
-        }
-    }
-
-    /// Nobody needs to look any more.
-    fn end(&self) {
-        self.state.lock().ended = true;
-        self.bench.notify_all();
-        self.post.notify_all();
-    }
 }
 
 /// Threads that serve a session.
