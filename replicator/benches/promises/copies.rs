@@ -10,18 +10,25 @@ use crate::files::shown;
 use crate::harness::{Pair, wait};
 use crate::table::Table;
 
-const LARGE_MEBIBYTES: usize = 1024;
-const SMALL_FILES: usize = 10_000;
+fn large_mebibytes() -> usize {
+    400 * crate::times() as usize
+}
+
+fn small_files() -> usize {
+    5_000 * crate::times() as usize
+}
 
 pub(crate) fn rows(table: &mut Table) {
     for (name, unit, amount, make) in [
-        ("copy of one large file", "MiB/s", LARGE_MEBIBYTES, large as fn(&Path)),
-        ("copy of small files", "files/s", SMALL_FILES, small as fn(&Path)),
+        ("copy of one large file", "MiB/s", large_mebibytes(), large as fn(&Path)),
+        ("copy of small files", "files/s", small_files(), small as fn(&Path)),
     ] {
+        let name = &crate::sized(name);
         table.note(name, unit, "rsync daemon, no TLS", amount as f64 / rsync(make));
         table.note(name, unit, "netcopy, TLS", amount as f64 / netcopy(make));
     }
-    table.note("catch-up of a replicant that was away", "MiB/s", "Durable", LARGE_MEBIBYTES as f64 / catch_up());
+    let name = crate::sized("catch-up of a replicant that was away");
+    table.note(&name, "MiB/s", "Durable", large_mebibytes() as f64 / catch_up());
 }
 
 /// Seconds from the start of a replicant until it has everything that was written while it was away.
@@ -45,7 +52,7 @@ fn catch_up() -> f64 {
 fn large(folder: &Path) {
     let mut file = fs::File::create(folder.join("large")).unwrap();
     let mut piece = vec![0; 1 << 20];
-    for number in 0..LARGE_MEBIBYTES {
+    for number in 0..large_mebibytes() {
         for (at, byte) in piece.iter_mut().enumerate() {
             *byte = (at * 31 + number * 7 + at / 255) as u8;
         }
@@ -55,7 +62,7 @@ fn large(folder: &Path) {
 }
 
 fn small(folder: &Path) {
-    for number in 0..SMALL_FILES {
+    for number in 0..small_files() {
         let inner = folder.join(format!("{}", number % 100));
         fs::create_dir_all(&inner).unwrap();
         fs::write(inner.join(format!("file-{number}")), vec![number as u8; 1_000 + number % 7_000]).unwrap();

@@ -1,4 +1,5 @@
-//! Rows about databases: SQLite by its shell, PostgreSQL by pgbench, and beside it PostgreSQL's own replication.
+//! Rows about databases: SQLite by its shell, MariaDB by mysqlslap, PostgreSQL by pgbench, and beside it PostgreSQL's own
+//! replication.
 
 use std::fs;
 use std::io::Write;
@@ -10,9 +11,10 @@ use crate::files::{Row, shown};
 use crate::table::Table;
 use crate::{BARE, Contestant};
 
-pub(crate) const SQLITE: &[Row] = &[
+pub(crate) const SMALL: &[Row] = &[
     ("SQLite, WAL, full", "commits/s", |folder| sqlite(folder, "wal")),
     ("SQLite, rollback journal", "commits/s", |folder| sqlite(folder, "delete")),
+    ("MariaDB, reads and inserts, 8 clients", "queries/s", mariadb),
 ];
 
 const CLIENTS: [&str; 3] = ["1", "8", "32"];
@@ -52,6 +54,44 @@ fn sqlite(folder: &Path, mode: &str) -> f64 {
     for end in ["", "-wal", "-shm", "-journal"] {
         fs::remove_file(folder.join(format!("bench.sqlite{end}"))).ok();
     }
+    rate
+}
+
+/// Single-row inserts and reads in equal parts, each its own transaction.
+fn mariadb(folder: &Path) -> f64 {
+    const QUERIES: u32 = 4_000;
+    let (data, place) = (folder.join("mariadb"), tempfile::tempdir().unwrap());
+    let datadir = format!("--datadir={}", shown(&data));
+    let socket = format!("--socket={}", shown(&place.path().join("socket")));
+    let founding = ["--auth-root-authentication-method=normal", "--skip-test-db"];
+    run("mariadb-install-db", &[&["--no-defaults", &datadir, "--user=root"][..], &founding].concat());
+    let mut server = Command::new("/usr/sbin/mariadbd")
+        .args(["--no-defaults", &datadir, &socket, "--user=root", "--skip-networking", "--innodb-log-file-size=64M"])
+        .args(["--innodb-flush-log-at-trx-commit=1", &format!("--pid-file={}", shown(&place.path().join("pid")))])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("mariadbd: {error}: apt-get install mariadb-server"));
+    let ask = || Command::new("mariadb-admin").args(["--no-defaults", "-uroot", &socket, "ping"]).output().unwrap();
+    crate::harness::wait("MariaDB to answer", || ask().status.success());
+    let began = Instant::now();
+    run(
+        "mysqlslap",
+        &[
+            "--no-defaults",
+            "-uroot",
+            &socket,
+            "--auto-generate-sql",
+            "--auto-generate-sql-load-type=mixed",
+            "--auto-generate-sql-guid-primary",
+            "--engine=InnoDB",
+            "--concurrency=8",
+            &format!("--number-of-queries={QUERIES}"),
+        ],
+    );
+    let rate = f64::from(QUERIES) / began.elapsed().as_secs_f64();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    fs::remove_dir_all(data).unwrap();
     rate
 }
 

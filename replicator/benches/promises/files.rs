@@ -17,12 +17,21 @@ pub(crate) const ROWS: &[Row] = &[
     ("sequential read of 1 MiB, warm", "MiB/s", sequential_read),
     ("random write of 4 KiB", "/s", random_write),
     ("random read of 4 KiB, warm", "/s", random_read),
-    ("untar of 2,000 files", "files/s", untar),
+    ("untar of small files", "files/s", untar),
 ];
 
 const LONG: Duration = Duration::from_millis(1500);
-const LARGE: u64 = 256 << 20;
 const PAGE: usize = 4096;
+
+/// Size of a large file, bytes.
+fn large_bytes() -> u64 {
+    (256 << 20) * crate::times()
+}
+
+/// How many small files.
+fn small_count() -> usize {
+    2_000 * crate::times() as usize
+}
 
 /// A sequence without pattern, the same each time.
 fn offsets() -> impl Iterator<Item = u64> {
@@ -68,10 +77,10 @@ fn large(folder: &Path) -> (std::path::PathBuf, f64) {
     let piece = vec![3; 1 << 20];
     let began = Instant::now();
     let mut file = File::create(&path).unwrap();
-    for _ in 0..LARGE >> 20 {
+    for _ in 0..large_bytes() >> 20 {
         file.write_all(&piece).unwrap();
     }
-    (path, (LARGE >> 20) as f64 / began.elapsed().as_secs_f64())
+    (path, (large_bytes() >> 20) as f64 / began.elapsed().as_secs_f64())
 }
 
 fn sequential_write(folder: &Path) -> f64 {
@@ -103,7 +112,7 @@ fn sequential_read(folder: &Path) -> f64 {
     read_all();
     let began = Instant::now();
     read_all();
-    let rate = (LARGE >> 20) as f64 / began.elapsed().as_secs_f64();
+    let rate = (large_bytes() >> 20) as f64 / began.elapsed().as_secs_f64();
     settle(&path);
     rate
 }
@@ -112,9 +121,10 @@ fn random_write(folder: &Path) -> f64 {
     let (path, _) = large(folder);
     let file = File::options().write(true).open(&path).unwrap();
     file.sync_all().unwrap();
+    let pages = large_bytes() / PAGE as u64;
     let (began, mut count) = (Instant::now(), 0);
     for offset in offsets().take_while(|_| began.elapsed() < LONG) {
-        file.write_all_at(&[4; PAGE], offset % (LARGE / PAGE as u64) * PAGE as u64).unwrap();
+        file.write_all_at(&[4; PAGE], offset % pages * PAGE as u64).unwrap();
         count += 1;
     }
     let rate = f64::from(count) / began.elapsed().as_secs_f64();
@@ -128,12 +138,13 @@ fn random_read(folder: &Path) -> f64 {
     let file = File::open(&path).unwrap();
     let mut page = [0; PAGE];
     let mut all = vec![0; 1 << 20];
-    for megabyte in 0..LARGE >> 20 {
+    for megabyte in 0..large_bytes() >> 20 {
         file.read_exact_at(&mut all, megabyte << 20).unwrap();
     }
+    let pages = large_bytes() / PAGE as u64;
     let (began, mut count) = (Instant::now(), 0);
     for offset in offsets().take_while(|_| began.elapsed() < LONG) {
-        file.read_exact_at(&mut page, offset % (LARGE / PAGE as u64) * PAGE as u64).unwrap();
+        file.read_exact_at(&mut page, offset % pages * PAGE as u64).unwrap();
         count += 1;
     }
     let rate = f64::from(count) / began.elapsed().as_secs_f64();
@@ -144,22 +155,25 @@ fn random_read(folder: &Path) -> f64 {
 /// Rows about files of 1 KiB.
 pub(crate) const SMALL: [&str; 3] = ["small files: create", "small files: stat, warm", "small files: read, warm"];
 pub(crate) const UNLINK: &str = "small files: unlink";
-const COUNT: usize = 2_000;
+
+fn small_folder(folder: &Path, round: u32) -> std::path::PathBuf {
+    folder.join(format!("small-{round}-{}", crate::times()))
+}
 
 fn small(folder: &Path, round: u32) -> impl Fn(&dyn Fn(&Path)) -> f64 {
-    let folder = folder.join(format!("small-{round}"));
-    let paths: Vec<_> = (0..COUNT).map(|number| folder.join(format!("file-{number}"))).collect();
+    let folder = small_folder(folder, round);
+    let paths: Vec<_> = (0..small_count()).map(|number| folder.join(format!("file-{number}"))).collect();
     move |act| {
         let began = Instant::now();
         paths.iter().for_each(|path| act(path));
-        COUNT as f64 / began.elapsed().as_secs_f64()
+        paths.len() as f64 / began.elapsed().as_secs_f64()
     }
 }
 
 /// Creating, looking at and reading small files. They stay until all rounds are over: some file systems search for a long
 /// time where many files were removed shortly before.
 pub(crate) fn small_files(folder: &Path, round: u32) -> [f64; 3] {
-    fs::create_dir(folder.join(format!("small-{round}"))).unwrap();
+    fs::create_dir(small_folder(folder, round)).unwrap();
     let timed = small(folder, round);
     let create = timed(&|path| fs::write(path, [5; 1024]).unwrap());
     let look = |path: &Path| assert_eq!(fs::metadata(path).unwrap().len(), 1024);
@@ -179,7 +193,7 @@ pub(crate) fn unlink_small_files(folder: &Path, round: u32) -> f64 {
 
 fn untar(folder: &Path) -> f64 {
     let source = tempfile::tempdir().unwrap();
-    for number in 0..COUNT {
+    for number in 0..small_count() {
         let inner = source.path().join(format!("tree/{}", number % 40));
         fs::create_dir_all(&inner).unwrap();
         fs::write(inner.join(format!("file-{number}")), vec![6; 500 + number % 9_000]).unwrap();
@@ -191,7 +205,7 @@ fn untar(folder: &Path) -> f64 {
     fs::create_dir(&into).unwrap();
     let began = Instant::now();
     super::databases::run("tar", &["-C", &shown(&into), "-xf", &shown(&archive)]);
-    COUNT as f64 / began.elapsed().as_secs_f64()
+    small_count() as f64 / began.elapsed().as_secs_f64()
 }
 
 pub(crate) fn shown(path: &Path) -> String {

@@ -1,8 +1,9 @@
 //! What the design promises in figures, measured with the alternatives beside it: `cargo bench-tandem` (Debian, root).
 //! Every round plays every contestant one after the other, so that a noisy machine is noisy for all; the table shows medians,
 //! their spread, and ratios to the bare volume. Words choose rows by their names, `--rounds=N` (5) how often, `--of=Durable`
-//! one contestant (may be repeated). `--keep` writes table, figures and plot beside this file. What each row cost the
-//! processors of master and replicant is told on the way.
+//! one contestant (may be repeated). `--growth` plays what has a size twice, the second time ten times as much. `--keep`
+//! writes table, figures and plot beside this file. What each row cost the processors of master and replicant is told on the
+//! way.
 //!
 //! Everything runs on this machine and writes to the same disk as the bare volume: both members, with TLS between them; both
 //! servers of GlusterFS, without.
@@ -19,6 +20,7 @@ mod rivals;
 mod table;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use harness::Pair;
 use rivals::Rival;
@@ -96,6 +98,19 @@ impl Contestant {
 
 pub(crate) const BARE: &str = "bare volume";
 
+/// How much of everything.
+static TIMES: AtomicU64 = AtomicU64::new(1);
+const GROWN: &str = ", 10 x";
+
+pub(crate) fn times() -> u64 {
+    TIMES.load(Ordering::Relaxed)
+}
+
+/// A row's name, and how much of it.
+pub(crate) fn sized(name: &str) -> String {
+    if times() > 1 { format!("{name}{GROWN}") } else { name.to_string() }
+}
+
 /// Databases run as a user of their own.
 fn open_to_all(folder: &Path) {
     use std::os::unix::fs::PermissionsExt;
@@ -132,38 +147,22 @@ fn main() {
     for (name, start) in rivals.into_iter().filter(|(name, _)| takes_part(name)) {
         contestants.push(Contestant::rival(name, start()));
     }
+    let growth = words.iter().any(|word| word == "--growth");
+    let sizes: &[u64] = if growth { &[1, 10] } else { &[1] };
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
-        for contestant in &mut contestants {
-            // Before the rows that remove much: ext4 looks long for a new inode where many were freed within a minute.
-            if files::SMALL.iter().any(|name| wanted(name)) || wanted(files::UNLINK) {
-                let before = contestant.processor();
-                let figures = files::small_files(&contestant.folder, round);
-                for (name, figure) in files::SMALL.iter().zip(figures) {
-                    table.note(name, "/s", contestant.name, figure);
-                }
-                contestant.tell_processor(before);
-            }
-        }
-        for contestant in &mut contestants {
-            for (name, unit, measure) in files::ROWS.iter().chain(databases::SQLITE) {
-                if wanted(name) {
-                    let before = contestant.processor();
-                    table.note(name, unit, contestant.name, measure(&contestant.folder));
-                    contestant.tell_processor(before);
-                }
-            }
-        }
-        if wanted("pgbench") {
-            databases::postgresql(&contestants, &mut table);
-        }
-        if wanted("copy") {
-            copies::rows(&mut table);
+        for size in sizes {
+            TIMES.store(*size, Ordering::Relaxed);
+            play(round, &mut contestants, &mut table, &|name| wanted(name) && (!growth || grows(name)));
         }
     }
     for round in 0..if wanted(files::UNLINK) { rounds } else { 0 } {
-        for contestant in &contestants {
-            table.note(files::UNLINK, "/s", contestant.name, files::unlink_small_files(&contestant.folder, round));
+        for size in sizes {
+            TIMES.store(*size, Ordering::Relaxed);
+            for contestant in &contestants {
+                let rate = files::unlink_small_files(&contestant.folder, round);
+                table.note(&sized(files::UNLINK), "/s", contestant.name, rate);
+            }
         }
     }
     for contestant in &mut contestants {
@@ -174,21 +173,63 @@ fn main() {
     }
     print!("{}", table.markdown());
     if words.iter().any(|word| word == "--keep") {
-        keep(&table, rounds);
+        keep(&table, rounds, growth);
+    }
+}
+
+/// Whether a row is about an amount.
+fn grows(name: &str) -> bool {
+    ["small files", "sequential", "copy"].iter().any(|word| name.contains(word))
+}
+
+/// One round, of one size.
+fn play(round: u32, contestants: &mut [Contestant], table: &mut Table, wanted: &dyn Fn(&str) -> bool) {
+    for contestant in &mut *contestants {
+        // Before the rows that remove much: ext4 looks long for a new inode where many were freed within a minute.
+        if files::SMALL.iter().any(|name| wanted(name)) || wanted(files::UNLINK) {
+            let before = contestant.processor();
+            let figures = files::small_files(&contestant.folder, round);
+            for (name, figure) in files::SMALL.iter().zip(figures) {
+                table.note(&sized(name), "/s", contestant.name, figure);
+            }
+            contestant.tell_processor(before);
+        }
+    }
+    for contestant in &mut *contestants {
+        for (name, unit, measure) in files::ROWS.iter().chain(databases::SMALL) {
+            if wanted(name) {
+                let before = contestant.processor();
+                table.note(&sized(name), unit, contestant.name, measure(&contestant.folder));
+                contestant.tell_processor(before);
+            }
+        }
+    }
+    if wanted("pgbench") {
+        databases::postgresql(contestants, table);
+    }
+    if wanted("copy") {
+        copies::rows(table);
     }
 }
 
 /// Table, figures and plot, in the repository.
-fn keep(table: &Table, rounds: u32) {
+fn keep(table: &Table, rounds: u32, growth: bool) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches");
+    let (name, how, ratios) = if growth {
+        ("growth", "ten times as much against once: 1 is as fast", table.growth(GROWN))
+    } else {
+        ("results", "ratios to the bare volume", table.ratios())
+    };
     let text = format!(
-        "# Measured side by side\n\nWritten by `cargo bench-tandem --keep`: {rounds} rounds, every contestant in each; medians, and \
+        "# {}\n\nWritten by `cargo bench-tandem{} --keep`: {rounds} rounds, every contestant in each; medians, and \
          ratios to the bare volume (without it: to the first). Both copies are written to one disk by one machine with {} \
-         processors, so figures compare within this table only.\n\n![ratios to the bare volume](results.svg)\n\n{}",
+         processors, so figures compare within this table only.\n\n![{how}]({name}.svg)\n\n{}",
+        if growth { "What grows with the amount" } else { "Measured side by side" },
+        if growth { " --growth" } else { "" },
         std::thread::available_parallelism().unwrap(),
         table.markdown()
     );
-    std::fs::write(folder.join("RESULTS.md"), text).unwrap();
-    std::fs::write(folder.join("results.json"), table.json()).unwrap();
-    std::fs::write(folder.join("results.svg"), plot::svg(&table.ratios())).unwrap();
+    std::fs::write(folder.join(format!("{}.md", name.to_uppercase())), text).unwrap();
+    std::fs::write(folder.join(format!("{name}.json")), table.json()).unwrap();
+    std::fs::write(folder.join(format!("{name}.svg")), plot::svg(&ratios)).unwrap();
 }

@@ -71,6 +71,16 @@ impl Table {
         };
         self.rows.iter().filter_map(|row| Some((row.name.as_str(), of_row(row)?))).collect()
     }
+
+    /// Of every row that was also played with more: how the medians compare.
+    pub(crate) fn growth(&self, more: &str) -> Vec<(&str, Vec<(&'static str, f64)>)> {
+        let of_row = |row: &'_ Row| -> Option<Vec<(&'static str, f64)>> {
+            let grown = self.rows.iter().find(|other| other.name == format!("{}{more}", row.name))?;
+            let median = |row: &Row, of: &str| Some(spread(&row.cells.iter().find(|(name, _)| *name == of)?.1)[1]);
+            Some(row.cells.iter().filter_map(|(of, _)| Some((*of, median(grown, of)? / median(row, of)?))).collect())
+        };
+        self.rows.iter().filter_map(|row| Some((row.name.as_str(), of_row(row)?))).collect()
+    }
 }
 
 fn spread(figures: &[f64]) -> [f64; 3] {
