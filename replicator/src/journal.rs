@@ -369,8 +369,7 @@ impl Journal {
     fn flush_segments(&self, segments: &[Arc<Segment>]) -> io::Result<()> {
         for segment in segments {
             // Oldest first: a later segment must never be durable while an earlier one has a hole.
-            disk::sync_journal(&segment.file)?;
-            if segment.take_unnamed() {
+            if segment.sync()? {
                 disk::sync_folder(&self.folder)?;
             }
         }
@@ -639,7 +638,7 @@ impl Journal {
         let capacity = writer.current.capacity;
         if writer.offset + size as u64 <= capacity {
             if writer.offset > capacity / 2 {
-                self.room.prepare_one();
+                self.room.prepare_one(writer.current.is_synced_often());
             }
             return Ok(());
         }

@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tandem_protocol::Position;
@@ -26,6 +26,8 @@ const MAGIC: &[u8; 8] = b"TANDEMJN";
 const VERSION: u32 = 1;
 /// Every so many bytes a segment remembers a place, so that a read need not begin at its start.
 pub(super) const POINT_BYTES: u64 = 16 << 10;
+/// A segment that was synced so often belongs to somebody who waits for syncs: the next one is worth its zeros.
+const SYNCED_OFTEN: u32 = 16;
 /// Prepared files that are kept; more are given back to the volume.
 const PREPARED_MAX: usize = 4;
 
@@ -54,6 +56,7 @@ pub(super) struct Segment {
     pub(super) capacity: u64,
     /// Its name is not yet synced.
     unnamed: AtomicBool,
+    syncs: AtomicU32,
     extent: Mutex<Extent>,
 }
 
@@ -80,6 +83,7 @@ impl Segment {
             tag,
             capacity,
             unnamed: AtomicBool::new(false),
+            syncs: AtomicU32::new(0),
             extent: Mutex::new(Extent { end, points }),
         }
     }
@@ -141,9 +145,16 @@ impl Segment {
         extent.end = offset;
     }
 
-    /// Whether the name has to be synced; says so once.
-    pub(super) fn take_unnamed(&self) -> bool {
-        self.unnamed.swap(false, Ordering::AcqRel)
+    /// Makes its records durable; says whether its name has to be synced too, once.
+    pub(super) fn sync(&self) -> io::Result<bool> {
+        disk::sync_journal(&self.file)?;
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        Ok(self.unnamed.swap(false, Ordering::AcqRel))
+    }
+
+    /// Whether somebody waits for what is written to it, again and again.
+    pub(super) fn is_synced_often(&self) -> bool {
+        self.syncs.load(Ordering::Relaxed) >= SYNCED_OFTEN
     }
 }
 
@@ -222,6 +233,8 @@ impl Drop for Room {
 struct Prepared {
     ready: Mutex<Vec<PathBuf>>,
     asked: AtomicBool,
+    /// With zeros, not only with room.
+    zeros: AtomicBool,
     /// Nobody needs room any more.
     ended: AtomicBool,
     names: AtomicU64,
@@ -249,6 +262,7 @@ impl Room {
         let shared = Arc::new(Prepared {
             ready: Mutex::new(ready),
             asked: AtomicBool::new(false),
+            zeros: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             names: AtomicU64::new(names),
         });
@@ -276,9 +290,11 @@ impl Room {
         self.shared.ready.lock().len() as u64
     }
 
-    /// Sees to it, without waiting, that a file is ready soon.
-    pub(super) fn prepare_one(&self) {
+    /// Sees to it, without waiting, that a file is ready soon. Zeros are for those who wait for syncs: for a stream they are as
+    /// much to write again as the stream itself (2.5 GiB on a Durable pair: 370 to 440 MiB/s).
+    pub(super) fn prepare_one(&self, zeros: bool) {
         if self.shared.ready.lock().is_empty() && !self.shared.asked.swap(true, Ordering::AcqRel) {
+            self.shared.zeros.store(zeros, Ordering::Release);
             // If the worker died, `segment` makes the room itself.
             self.bell.ring();
         }
@@ -337,7 +353,11 @@ impl Prepared {
         }
         let prepared = self.name(folder);
         let half = prepared.with_extension("half");
-        disk::create_with_zeros(&half, bytes)?;
+        if self.zeros.load(Ordering::Acquire) {
+            disk::create_with_zeros(&half, bytes)?;
+        } else {
+            disk::create_with_room(&half, bytes)?;
+        }
         disk::name_segment(&half, &prepared)?;
         self.ready.lock().push(prepared);
         Ok(())

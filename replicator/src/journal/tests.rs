@@ -68,6 +68,33 @@ fn restore(image: &[(String, Vec<u8>)]) -> TempDir {
     folder
 }
 
+/// Zeros make syncs faster and a stream slower: who gets them is whoever syncs.
+#[test]
+fn only_who_syncs_often_gets_segments_with_zeros() {
+    let has_zeros = |syncs: bool| {
+        let folder = scratch();
+        let options = Options { segment_bytes: 1 << 20, pair: PAIR };
+        let (journal, _) = Journal::open(folder.path(), options).unwrap();
+        // To its half.
+        for _ in 0..40 {
+            write(&journal, &[7; 14 << 10]);
+            if syncs {
+                journal.sync().unwrap();
+            }
+        }
+        let began = std::time::Instant::now();
+        while journal.room.prepared() == 0 {
+            assert!(began.elapsed() < std::time::Duration::from_secs(60), "no room is prepared");
+            std::thread::yield_now();
+        }
+        let names = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path());
+        let spare = names.into_iter().find(|path| path.to_string_lossy().contains("spare-")).unwrap();
+        rustix::fs::seek(std::fs::File::open(spare).unwrap(), rustix::fs::SeekFrom::Data(0)).is_ok()
+    };
+    assert!(has_zeros(true));
+    assert!(!has_zeros(false));
+}
+
 /// Who is told of damage copies what it lacks from the volume; who is told of a failed disk does not even try.
 #[test]
 fn a_short_file_is_damage_and_a_failed_read_is_the_disk() {
