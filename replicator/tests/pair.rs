@@ -187,6 +187,9 @@ fn a_replicant_that_ends_in_order_is_not_waited_for() {
     assert_eq!(append(&pair.mount("a").join("log"), 20, 20), 40);
     pair.start("b");
     pair.wait_in_sync("a");
+    // What it holds in its journal it shows soon, and not at once.
+    let told = |root: std::path::PathBuf| fs::read_to_string(root.join("log")).unwrap();
+    pair.wait("b to show what it holds", || told(pair.volume("b")) == told(pair.mount("a")));
     judge(&pair.volume("b").join("log"), 40);
 }
 
