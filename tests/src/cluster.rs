@@ -47,14 +47,13 @@ pub struct Cluster {
     foreign: Option<PathBuf>,
 }
 
-/// What kubectl may be asked again without doing something twice.
-const REPEATABLE: [&str; 9] = ["get", "annotate", "label", "cordon", "uncordon", "patch", "apply", "rollout", "exec"];
-/// What it says when the API server was not reached, or could not ask its store or a node.
-const ON_THE_WAY: [&str; 6] = [
+/// What kubectl may be asked again without doing something twice. Not `exec`: what it runs may have been run.
+const REPEATABLE: [&str; 7] = ["get", "annotate", "label", "cordon", "uncordon", "patch", "rollout"];
+/// What it says when the API server was not reached, or could not ask its store.
+const ON_THE_WAY: [&str; 5] = [
     "TLS handshake timeout",
     "etcdserver: ",
     "was refused - did you specify the right host",
-    "error dialing backend",
     "unexpected EOF",
     "unexpected error when reading response body",
 ];
