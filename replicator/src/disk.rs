@@ -3,11 +3,12 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write as _};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, Mode, OFlags};
 
 /// Flushes the journal's records.
 /// Without it: a power failure takes records that an application, or the peer, was told are on disk.
@@ -51,6 +52,12 @@ pub fn sync_volume(any: impl AsFd) -> io::Result<()> {
         return Ok(());
     }
     Ok(rustix::fs::syncfs(any)?)
+}
+
+/// Lets the disk begin with what was written to a part of a file. It promises nothing: whoever needs that flushes as well, and
+/// finds less to do. What is on disk already leaves memory by it, so it is for files that nobody reads soon.
+pub fn begin_flush(file: impl AsFd, offset: u64, length: NonZeroU64) -> io::Result<()> {
+    Ok(rustix::fs::fadvise(file, offset, Some(length), Advice::DontNeed)?)
 }
 
 /// Replaces a small file so that after a crash either the old or the new contents are there, whole.

@@ -153,7 +153,7 @@ impl Born {
         Born { kind, target: b"?".to_vec(), device: 0, mode: 0o600, uid: 0, gid: 0 }
     }
 
-    fn make(&self, folder: &OwnedFd, name: &[u8]) -> Result<Backing, Errno> {
+    fn make(&self, folder: &OwnedFd, name: &[u8], inherits: bool) -> Result<Backing, Errno> {
         let kind = match self.kind {
             FileKind::File => Kind::File,
             FileKind::Directory => Kind::Directory,
@@ -164,7 +164,7 @@ impl Born {
             FileKind::Block => Kind::Block(self.device),
         };
         let birth = Birth { kind: &kind, mode: self.mode, uid: self.uid, gid: self.gid };
-        Ok(give_birth(folder.as_fd(), name, &birth, false)?.1)
+        Ok(give_birth(folder.as_fd(), name, &birth, inherits)?.1)
     }
 }
 
@@ -544,17 +544,15 @@ impl Placing<'_> {
         trouble::step()?;
         let folder = self.volume.descriptor(wanted.parent).map_err(on("reach a folder"))?;
         let id = wanted.id;
-        let staged = orphan_name(id);
         if let Some(born) = self.born.get(&id)
             && !self.made.contains(&id)
         {
-            let backing = born.make(&self.staging, &staged).map_err(on("make a file"))?;
+            // The folder may hand down access rules: nobody has looked.
+            let backing = born.make(&folder, &wanted.name, true).map_err(on("make a file"))?;
             self.volume.set_backing(id, backing);
             self.made.insert(id);
-            self.cleared.staged.insert(id, born.kind);
-            trouble::step()?;
-        }
-        if self.cleared.staged.remove(&id).is_some() {
+        } else if self.cleared.staged.remove(&id).is_some() {
+            let staged = orphan_name(id);
             renameat(&self.staging, &*staged, &folder, &*wanted.name).map_err(on("put a file in its place"))?;
         } else if let Some((from, name)) = self.another_name(id)? {
             linkat(from, &*name, &folder, &*wanted.name, AtFlags::empty()).map_err(on("link a file"))?;
@@ -591,7 +589,7 @@ impl Placing<'_> {
             trouble::step()?;
             let name = orphan_name(id);
             if let Some(born) = self.born.get(&id) {
-                let backing = born.make(&folder, &name).map_err(on("make a file without a name"))?;
+                let backing = born.make(&folder, &name, false).map_err(on("make a file without a name"))?;
                 self.volume.set_backing(id, backing);
             } else if self.cleared.staged.remove(&id).is_some() {
                 renameat(&self.staging, &*name, &folder, &*name).map_err(on("put an orphan in its place"))?;

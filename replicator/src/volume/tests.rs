@@ -254,16 +254,7 @@ fn extended_attributes_of_the_user_and_access_rules_are_kept_and_others_refused(
 fn nothing_is_handed_down_from_a_folder_but_by_operations() {
     let world = world();
     let folder = world.create(ROOT, "d", Kind::Directory, 0o2777);
-    // user::rwx user:8:rwx group::r-x mask::rwx other::---
-    let rules: Vec<u8> = [2u32.to_le_bytes().to_vec()]
-        .into_iter()
-        .chain([(1u16, 7u16, u32::MAX), (2, 7, 8), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)].map(
-            |(tag, perm, id)| {
-                [tag.to_le_bytes().to_vec(), perm.to_le_bytes().to_vec(), id.to_le_bytes().to_vec()].concat()
-            },
-        ))
-        .collect::<Vec<_>>()
-        .concat();
+    let rules = super::random::access_rules();
     world.perform(&Op::SetXattr { id: folder, name: b"system.posix_acl_default", value: &rules }).unwrap();
     assert!(world.volume.has_default_acl(folder));
     for (name, kind) in [("f", Kind::File), ("e", Kind::Directory), ("p", Kind::Fifo)] {
