@@ -6,7 +6,7 @@
 //! way.
 //!
 //! Everything runs on this machine and writes to the same disk as the bare volume: both members, with TLS between them; both
-//! servers of GlusterFS, without.
+//! servers of GlusterFS, and both nodes of LiteFS, without.
 
 #![allow(clippy::unwrap_used, clippy::panic)] // a measurement that cannot be made ends the run
 
@@ -22,6 +22,7 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use copies::Copies;
 use harness::Pair;
 use rivals::Rival;
 use serde_json::json;
@@ -33,14 +34,14 @@ pub(crate) struct Contestant {
     pub(crate) folder: PathBuf,
     pair: Option<Pair>,
     _bare: Option<tempfile::TempDir>,
-    _rival: Option<Rival>,
+    rival: Option<Rival>,
 }
 
 impl Contestant {
     fn bare() -> Self {
         let bare = tempfile::tempdir().unwrap();
         open_to_all(bare.path());
-        Self { name: BARE, folder: bare.path().to_path_buf(), pair: None, _bare: Some(bare), _rival: None }
+        Self { name: BARE, folder: bare.path().to_path_buf(), pair: None, _bare: Some(bare), rival: None }
     }
 
     fn tandem(name: &'static str, settings: &serde_json::Value) -> Self {
@@ -53,13 +54,18 @@ impl Contestant {
         pair.wait_in_sync("a");
         let folder = pair.mount("a");
         open_to_all(&folder);
-        Self { name, folder, pair: Some(pair), _bare: None, _rival: None }
+        Self { name, folder, pair: Some(pair), _bare: None, rival: None }
     }
 
     fn rival(name: &'static str, rival: Rival) -> Self {
         let folder = rival.folder();
         open_to_all(&folder);
-        Self { name, folder, pair: None, _bare: None, _rival: Some(rival) }
+        Self { name, folder, pair: None, _bare: None, rival: Some(rival) }
+    }
+
+    /// Whether it can do what a row asks for.
+    pub(crate) fn plays(&self, row: &str) -> bool {
+        self.rival.as_ref().is_none_or(|rival| row.contains(rival.only))
     }
 
     /// Seconds of processor that the replicators have used: the master's and the replicant's.
@@ -76,12 +82,12 @@ impl Contestant {
         }))
     }
 
-    /// What was used since then, for whoever watches.
-    fn tell_processor(&mut self, before: Option<[f64; 2]>) {
-        if let (Some(before), Some(after)) = (before, self.processor()) {
-            let [master, replicant] = [after[0] - before[0], after[1] - before[1]];
-            eprintln!("    processor: {master:.3} s master, {replicant:.3} s replicant");
-        }
+    /// What was used since then, also told to whoever watches.
+    fn processor_since(&mut self, before: Option<[f64; 2]>) -> Option<[f64; 2]> {
+        let (before, after) = (before?, self.processor()?);
+        let [master, replicant] = [after[0] - before[0], after[1] - before[1]];
+        eprintln!("    processor: {master:.3} s master, {replicant:.3} s replicant");
+        Some([master, replicant])
     }
 
     /// Resident memory of the replicators at its highest, MiB: the master's and the replicant's.
@@ -143,32 +149,43 @@ fn main() {
             contestants.push(Contestant::tandem(name, settings));
         }
     }
-    let rivals = [("bindfs", Rival::bindfs as fn() -> Rival), ("GlusterFS, replica 2", Rival::gluster)];
+    let rivals = [
+        ("bindfs", Rival::bindfs as fn() -> Rival),
+        ("GlusterFS, replica 2", Rival::gluster),
+        ("LiteFS", Rival::litefs),
+    ];
     for (name, start) in rivals.into_iter().filter(|(name, _)| takes_part(name)) {
         contestants.push(Contestant::rival(name, start()));
     }
     let growth = words.iter().any(|word| word == "--growth");
     let sizes: &[u64] = if growth { &[1, 10] } else { &[1] };
+    let mut copies = Copies::default();
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
         for size in sizes {
             TIMES.store(*size, Ordering::Relaxed);
-            play(round, &mut contestants, &mut table, &|name| wanted(name) && (!growth || grows(name)));
+            play(round, &mut contestants, &mut copies, &mut table, &|name| wanted(name) && (!growth || grows(name)));
         }
+        // A disk that was written to much is slow for a while: nobody is always the one after.
+        contestants.rotate_left(1);
+        copies.rotate();
     }
-    for round in 0..if wanted(files::UNLINK) { rounds } else { 0 } {
-        for size in sizes {
-            TIMES.store(*size, Ordering::Relaxed);
-            for contestant in &contestants {
-                let rate = files::unlink_small_files(&contestant.folder, round);
-                table.note(&sized(files::UNLINK), "/s", contestant.name, rate);
+    for (name, measure) in files::LAST.iter().filter(|(name, _)| wanted(name)) {
+        for round in 0..rounds {
+            for size in sizes {
+                TIMES.store(*size, Ordering::Relaxed);
+                for contestant in contestants.iter().filter(|contestant| contestant.plays(name)) {
+                    if let Some(rate) = measure(&contestant.folder, round) {
+                        table.note(&sized(name), "files/s", contestant.name, rate);
+                    }
+                }
             }
         }
     }
     for contestant in &mut contestants {
         if let Some([master, replicant]) = contestant.memory() {
-            table.note("memory of the master, highest", "MiB", contestant.name, master);
-            table.note("memory of the replicant, highest", "MiB", contestant.name, replicant);
+            table.note("memory of the master, highest (less is better)", "MiB", contestant.name, master);
+            table.note("memory of the replicant, highest (less is better)", "MiB", contestant.name, replicant);
         }
     }
     print!("{}", table.markdown());
@@ -179,37 +196,48 @@ fn main() {
 
 /// Whether a row is about an amount.
 fn grows(name: &str) -> bool {
-    ["small files", "sequential", "copy"].iter().any(|word| name.contains(word))
+    ["small files", "sequential", "copy", "catch-up"].iter().any(|word| name.contains(word))
 }
 
 /// One round, of one size.
-fn play(round: u32, contestants: &mut [Contestant], table: &mut Table, wanted: &dyn Fn(&str) -> bool) {
-    for contestant in &mut *contestants {
+fn play(
+    round: u32,
+    contestants: &mut [Contestant],
+    copies: &mut Copies,
+    table: &mut Table,
+    wanted: &dyn Fn(&str) -> bool,
+) {
+    for contestant in contestants.iter_mut().filter(|contestant| contestant.plays(files::SMALL[0])) {
         // Before the rows that remove much: ext4 looks long for a new inode where many were freed within a minute.
-        if files::SMALL.iter().any(|name| wanted(name)) || wanted(files::UNLINK) {
+        if files::SMALL.iter().any(|name| wanted(name)) || wanted(files::LAST[0].0) {
             let before = contestant.processor();
             let figures = files::small_files(&contestant.folder, round);
             for (name, figure) in files::SMALL.iter().zip(figures) {
-                table.note(&sized(name), "/s", contestant.name, figure);
+                table.note(&sized(name), "files/s", contestant.name, figure);
             }
-            contestant.tell_processor(before);
+            contestant.processor_since(before);
         }
     }
     for contestant in &mut *contestants {
         for (name, unit, measure) in files::ROWS.iter().chain(databases::SMALL) {
-            if wanted(name) {
+            if wanted(name) && contestant.plays(name) {
                 let before = contestant.processor();
                 table.note(&sized(name), unit, contestant.name, measure(&contestant.folder));
-                contestant.tell_processor(before);
+                let used = contestant.processor_since(before);
+                if let Some(used) = used.filter(|_| *name == files::SEQUENTIAL_WRITE) {
+                    let per_gibibyte = used.map(|seconds| seconds * f64::from(1 << 30) / files::large_bytes() as f64);
+                    for (member, figure) in ["master", "replicant"].iter().zip(per_gibibyte) {
+                        let name = format!("processor of the {member}, 1 GiB written (less is better)");
+                        table.note(&sized(&name), "s", contestant.name, figure);
+                    }
+                }
             }
         }
     }
     if wanted("pgbench") {
         databases::postgresql(contestants, table);
     }
-    if wanted("copy") {
-        copies::rows(table);
-    }
+    copies::rows(copies, table, wanted);
 }
 
 /// Table, figures and plot, in the repository.

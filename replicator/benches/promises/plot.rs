@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-const COLOURS: [&str; 6] = ["#1b6ca8", "#4fa3d1", "#9fd0ea", "#b0b0b0", "#d9822b", "#7a5195"];
+const COLOURS: [&str; 8] = ["#1b6ca8", "#4fa3d1", "#9fd0ea", "#b0b0b0", "#d9822b", "#7a5195", "#3a8f5c", "#c2476d"];
 const LEFT: f64 = 250.0;
 const WIDTH: f64 = 520.0;
 const BAR: f64 = 10.0;
@@ -50,14 +50,14 @@ pub(crate) fn svg(rows: &[(&str, Vec<(&'static str, f64)>)]) -> String {
         writeln!(marks, r#"<text x="{x:.1}" y="26" text-anchor="middle">{ratio}</text>"#).unwrap();
     }
     for (index, name) in names.iter().enumerate() {
-        let x = LEFT + 130.0 * index as f64;
-        writeln!(marks, r#"<rect x="{x}" y="{}" width="10" height="10" fill="{}"/>"#, top + 6.0, colour(name)).unwrap();
-        writeln!(marks, r#"<text x="{}" y="{}">{name}</text>"#, x + 14.0, top + 15.0).unwrap();
+        let (x, y) = (40.0 + 250.0 * (index % 3) as f64, top + 6.0 + 16.0 * (index / 3) as f64);
+        writeln!(marks, r#"<rect x="{x}" y="{y}" width="10" height="10" fill="{}"/>"#, colour(name)).unwrap();
+        writeln!(marks, r#"<text x="{}" y="{}">{name}</text>"#, x + 14.0, y + 9.0).unwrap();
     }
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{}\" font-family=\"sans-serif\" \
          font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{marks}{body}</svg>\n",
         LEFT + WIDTH + 40.0,
-        top + 30.0
+        top + 30.0 + 16.0 * (names.len() / 3) as f64
     )
 }

@@ -62,9 +62,12 @@ impl Table {
         serde_json::to_string_pretty(&self.rows.iter().map(row).collect::<Vec<_>>()).unwrap()
     }
 
-    /// Ratios of medians to the bare volume, of every row that has one.
+    /// Ratios of medians to the bare volume, of every row that has one and where more is better.
     pub(crate) fn ratios(&self) -> Vec<(&str, Vec<(&'static str, f64)>)> {
         let of_row = |row: &'_ Row| -> Option<Vec<(&'static str, f64)>> {
+            if row.unit == "ms" {
+                return None;
+            }
             let base = spread(&row.cells.iter().find(|(of, _)| *of == BARE)?.1)[1];
             let others = row.cells.iter().filter(|(of, _)| *of != BARE);
             Some(others.map(|(of, figures)| (*of, spread(figures)[1] / base)).collect())

@@ -177,6 +177,13 @@ impl Pair {
         self.unmount(member);
     }
 
+    /// Ends both; what they wrote stays until the folder is dropped.
+    pub(crate) fn end(mut self) -> tempfile::TempDir {
+        self.kill("a");
+        self.kill("b");
+        std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap())
+    }
+
     pub(crate) fn signal(&mut self, member: &str, signal: &str) {
         let id = self.child(member).as_ref().unwrap().id().to_string();
         assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
