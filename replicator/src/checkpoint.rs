@@ -62,3 +62,8 @@ pub fn take(volume: &Volume, manifest: &Manifest, journal: &Journal) -> Result<(
 pub(crate) fn write(folder: &Path, manifest: &Manifest) -> io::Result<()> {
     crate::disk::write_durably(&folder.join(FILE), manifest.bytes())
 }
+
+/// From now on nobody knows what lies on the volume.
+pub(crate) fn forget(folder: &Path) -> io::Result<()> {
+    crate::disk::remove_durably(&folder.join(FILE))
+}

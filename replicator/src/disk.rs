@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use rustix::fs::{Advice, FallocateFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags};
+use rustix::io::Errno;
 
 /// Flushes the journal's records.
 /// Without it: a power failure takes records that an application, or the peer, was told are on disk.
@@ -56,8 +57,9 @@ pub fn sync_volume(any: impl AsFd) -> io::Result<()> {
 
 /// Lets the disk begin with what was written to a part of a file. It promises nothing: whoever needs that flushes as well, and
 /// finds less to do. What is on disk already leaves memory by it, so it is for files that nobody reads soon.
-pub fn begin_flush(file: impl AsFd, offset: u64, length: NonZeroU64) -> io::Result<()> {
-    Ok(rustix::fs::fadvise(file, offset, Some(length), Advice::DontNeed)?)
+pub fn begin_flush(file: impl AsFd, offset: u64, length: NonZeroU64) {
+    // Where it is not known or not allowed, all is left to the flush.
+    rustix::fs::fadvise(file, offset, Some(length), Advice::DontNeed).ok();
 }
 
 /// Replaces a small file so that after a crash either the old or the new contents are there, whole.
@@ -114,8 +116,21 @@ pub fn remove_durably(path: &Path) -> io::Result<()> {
 pub fn create_folder(path: &Path) -> io::Result<()> {
     match rustix::fs::mkdir(path, Mode::from_raw_mode(0o700)) {
         Ok(()) => sync_folder(parent(path)?),
-        Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(Errno::EXIST) => Ok(()),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// What is made in a folder from now on is written in place, where a file system would otherwise write each change elsewhere.
+/// Without it: on Btrfs room that was taken is no room, for writing to it takes more; a full volume would then stop the
+/// journal, and not only what is written to the volume.
+pub fn write_in_place(folder: &Path) -> io::Result<()> {
+    let folder = rustix::fs::open(folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let set = ioctl_getflags(&folder).and_then(|flags| ioctl_setflags(&folder, flags | IFlags::NOCOW));
+    match set {
+        // Every other file system writes in place, or knows no other way.
+        Err(Errno::NOTTY | Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) => Ok(()),
+        other => Ok(other?),
     }
 }
 
@@ -127,7 +142,7 @@ pub fn create_with_room(path: &Path, bytes: u64) -> io::Result<File> {
     let taken = match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
         Ok(()) => Ok(()),
         // A file system that cannot reserve takes the space when something is written.
-        Err(rustix::io::Errno::OPNOTSUPP) => write_zeros(&file, 0, bytes).and_then(|()| sync_file(&file)),
+        Err(Errno::OPNOTSUPP) => write_zeros(&file, 0, bytes).and_then(|()| sync_file(&file)),
         Err(error) => Err(error.into()),
     };
     if let Err(error) = taken {
@@ -183,7 +198,7 @@ pub fn write_entry(file: &File, offset: u64, parts: &[&[u8]]) -> io::Result<()> 
         match rustix::io::pwritev(file, &slices[..used], offset + done as u64) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => done += written,
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -64,9 +64,15 @@ struct Receiving {
     file: OwnedFd,
     /// How long it is here.
     length: u64,
+    /// Room is taken beyond its end, which may have been given back at the source.
+    roomy: bool,
+    /// Its rights, when they are such as a change of content takes away from it.
+    privileged: Option<u32>,
     offset: u64,
     /// The disk began with everything before this offset.
     begun: u64,
+    /// Bytes written since.
+    unbegun: u64,
     digest: FileDigest,
     told: VecDeque<Told>,
 }
@@ -239,7 +245,11 @@ impl Target {
     /// stays inconsistent until the journal has been applied, so a crash in between costs another comparison, no data.
     fn finish(&mut self, position: Position, volume: &Volume) -> Result<(), NetcopyError> {
         let io = |doing| move |reason| NetcopyError::Io { doing, reason };
-        volume.flush_all().map_err(io("flush the copy"))?;
+        if let Err(error) = volume.flush_all() {
+            // What did not reach the disk may still be read from memory, as if it had: no later attempt may find it equal.
+            checkpoint::forget(&volume.folder()).map_err(io("forget the list of files"))?;
+            return Err(io("flush the copy")(error));
+        }
         (self.settle)(position).map_err(io("begin the journal anew"))?;
         checkpoint::write(&volume.folder(), &volume.snapshot(position)).map_err(io("write the list of files"))
     }
@@ -419,8 +429,19 @@ impl Files {
         if kind == FileKind::File {
             let told = self.told.remove(&looks.id).unwrap_or_default();
             let digest = FileDigest::default();
-            let (id, length) = (looks.id, stat.stx_size);
-            self.receiving = Some(Receiving { id, file, length, offset: 0, begun: 0, digest, told });
+            let room = stat.stx_blocks.saturating_mul(512);
+            self.receiving = Some(Receiving {
+                id: looks.id,
+                file,
+                length: stat.stx_size,
+                roomy: room > stat.stx_size.saturating_add(u64::from(stat.stx_blksize)),
+                privileged: (mode & 0o6000 != 0).then_some(mode),
+                offset: 0,
+                begun: 0,
+                unbegun: 0,
+                digest,
+                told,
+            });
             return Ok(());
         }
         self.end_file(looks.id, &file)
@@ -437,6 +458,9 @@ impl Files {
     fn data(&mut self, offset: u64, data: &[u8]) -> Result<(), NetcopyError> {
         let receiving = self.receiving.as_mut().ok_or(NetcopyError::Peer("content of no file"))?;
         receiving.pass(offset)?;
+        if data.is_empty() {
+            return Err(NetcopyError::Peer("content of no length"));
+        }
         if i64::try_from(offset.saturating_add(data.len() as u64)).is_err() {
             return Err(NetcopyError::Peer("content beyond any file's end"));
         }
@@ -447,12 +471,12 @@ impl Files {
         receiving.offset = offset + data.len() as u64;
         receiving.length = receiving.length.max(receiving.offset);
         // The disk writes while more arrives: 480 MiB/s became 560.
-        if let Some(length) = NonZeroU64::new(receiving.offset - receiving.begun)
-            && length.get() >= FLUSH_BYTES
+        receiving.unbegun += data.len() as u64;
+        if let Some(length) =
+            NonZeroU64::new(receiving.offset - receiving.begun).filter(|_| receiving.unbegun >= FLUSH_BYTES)
         {
-            let begin = disk::begin_flush(&receiving.file, receiving.begun, length);
-            begin.map_err(|reason| NetcopyError::Io { doing: "begin to flush a file of the copy", reason })?;
-            receiving.begun = receiving.offset;
+            disk::begin_flush(&receiving.file, receiving.begun, length);
+            (receiving.begun, receiving.unbegun) = (receiving.offset, 0);
         }
         self.progress.bytes_done += data.len() as u64;
         self.progress.bytes_sent += data.len() as u64;
@@ -491,8 +515,12 @@ impl Files {
             return Err(NetcopyError::Peer("a file shorter than its content"));
         }
         receiving.pass(size)?;
-        if receiving.length != size {
+        if receiving.length != size || receiving.roomy {
             ftruncate(&receiving.file, size).map_err(on("give a file its size"))?;
+        }
+        // Whoever writes without a right of the whole machine (in a user namespace) takes them away by it.
+        if let Some(mode) = receiving.privileged {
+            write_mode(receiving.file.as_fd(), FileKind::File, mode).map_err(on("give a file its rights back"))?;
         }
         if receiving.digest.finish(size) != digest {
             return Err(NetcopyError::Digest(receiving.id));

@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+
 use super::{Copied, Item, NetcopyError, Reply, Source, Step, Target, from_bytes, to_bytes};
+use crate::disk;
 use crate::op::{FileId, Kind, Op, ROOT, Stamp};
 use crate::volume::random::{Dice, History, assert_same, operation, picture};
 use crate::volume::{Options, Volume};
@@ -178,6 +181,39 @@ fn an_interrupted_copy_begins_again_from_whatever_is_there() {
 }
 
 #[test]
+fn what_failed_to_reach_the_disk_is_sent_again() {
+    let master = master();
+    master.file("large", 1 << 20, 1);
+    let folder = tempfile::tempdir().unwrap();
+    disk::trouble::break_next("sync_volume", libc::EIO);
+    assert!(matches!(carry(&mut master.source(), target(folder.path()), u64::MAX), Err(NetcopyError::Io { .. })));
+    let mut source = master.source();
+    let copied = carry(&mut source, target(folder.path()), u64::MAX).unwrap().unwrap();
+    assert!(source.progress().bytes_sent > 1 << 20, "what was read from memory counted as being on disk");
+    master.check("after", &copied);
+}
+
+#[test]
+fn setuid_is_kept_by_whoever_loses_it_by_writing() {
+    let master = master();
+    let id = master.file("program", 100_000, 1);
+    master.perform(Op::SetMode { id, mode: 0o6755 });
+    let folder = tempfile::tempdir().unwrap();
+    // As in a user namespace. Of this thread alone.
+    let mut rights = capabilities(None).unwrap();
+    rights.effective.remove(CapabilitySet::FSETID);
+    set_capabilities(None, rights).unwrap();
+    let copied = carry(&mut master.source(), target(folder.path()), u64::MAX).unwrap().unwrap();
+    assert_eq!(copied.volume.attributes(id).unwrap().mode, 0o6755);
+    // And when only the content differs.
+    drop(copied);
+    master.write(id, 70_000, b"otherwise");
+    master.perform(Op::SetMode { id, mode: 0o6755 });
+    let copied = carry(&mut master.source(), target(folder.path()), u64::MAX).unwrap().unwrap();
+    assert_eq!(copied.volume.attributes(id).unwrap().mode, 0o6755);
+}
+
+#[test]
 fn files_that_only_the_target_has_go_and_are_prepared_for_before() {
     let master = master();
     master.go_on(&mut Dice::new(1), 100);
@@ -338,7 +374,13 @@ fn a_peer_that_breaks_the_rules_is_refused() {
             }
         }
     }
-    let evil: [Vec<Item>; 4] = [
+    // It would count as long as it says and hold nothing.
+    let content = messages.iter().position(|item| matches!(item, Item::Data { .. })).unwrap();
+    let mut empty = messages[..content].to_vec();
+    empty.push(Item::Hole { offset: 0, length: 1 << 20 });
+    empty.push(Item::Data { offset: 1 << 20, data: super::Blob(Vec::new()) });
+    let evil: [Vec<Item>; 5] = [
+        empty,
         vec![Item::Begin { version: 1, position: Position::default(), manifest_bytes: u64::MAX }],
         vec![Item::Data { offset: 0, data: super::Blob(vec![1]) }],
         vec![Item::Begin { version: 7, position: Position::default(), manifest_bytes: 5 }],
