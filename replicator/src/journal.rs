@@ -60,8 +60,8 @@ pub struct Recovered {
 /// Why the journal could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// No room for another segment. Nothing was written; the same append may succeed later.
-    #[error("journal has no room for another segment")]
+    /// No room. Nothing that counts was written; the same append may succeed later.
+    #[error("journal has no room")]
     Full(#[source] io::Error),
     /// An earlier write or flush failed; this process must not use the journal any more.
     #[error("journal is unusable after a failure: {0}")]
@@ -203,6 +203,7 @@ impl Journal {
     /// Opens the journal in `folder`, or founds one: verifies every record, cuts a torn tail, and makes what is left durable.
     pub fn open(folder: &Path, options: Options) -> Result<(Journal, Recovered), JournalError> {
         disk::create_folder(folder).map_err(io_error("create journal folder"))?;
+        disk::write_in_place(folder).map_err(io_error("prepare journal folder"))?;
         let room = Room::open(folder, options.segment_bytes)?;
         let found = recover::recover(folder, options, &room)?;
         let recovered = Recovered {
@@ -657,9 +658,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Puts an entry at the writer's place. What a failed write left behind is behind the end and never counts.
+    /// Puts an entry at the writer's place. What a failed write left behind is behind the end and never counts; one that
+    /// failed for want of room (where room cannot be taken before) may be tried again.
     fn write(&self, writer: &mut Writer, parts: &[&[u8]]) -> Result<(), JournalError> {
         if let Err(source) = disk::write_entry(&writer.current.file, writer.offset, parts) {
+            if segment::is_want_of_room(&source) {
+                return Err(JournalError::Full(source));
+            }
             self.flush.lock().failed = Some(format!("write journal: {source}"));
             return Err(JournalError::Io { step: "write journal", source });
         }

@@ -127,8 +127,8 @@ impl Sequencer {
     }
 
     fn journal_failed(&self, error: &JournalError) -> Errno {
-        if let JournalError::Full(_) = error {
-            return Errno::NOSPC;
+        if let JournalError::Full(source) = error {
+            return Errno::from_io_error(source).unwrap_or(Errno::NOSPC);
         }
         tracing::error!(%error, "an operation could not be journaled");
         self.give_up();
@@ -255,8 +255,9 @@ impl Turn<'_> {
         sequencer.check_space(op)?;
         self.journal(op)?;
         let Err(errno) = sequencer.volume.perform(op, self.stamp) else { return Ok(()) };
-        if errno == Errno::IO || self.undo(op).is_err() {
-            tracing::error!(?errno, "an operation that is in the journal failed on the volume");
+        let undone = if errno == Errno::IO { Err(errno) } else { self.undo(op) };
+        if let Err(why) = undone {
+            tracing::error!(%errno, %why, "an operation that is in the journal failed on the volume, and cannot be undone");
             sequencer.give_up();
             return Err(Errno::IO);
         }

@@ -240,6 +240,11 @@ struct Prepared {
     names: AtomicU64,
 }
 
+/// Nothing is broken: when there is room again, it works.
+pub(super) fn is_want_of_room(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+}
+
 impl Room {
     /// Takes over the prepared files that lie in `folder`.
     pub(super) fn open(folder: &Path, bytes: u64) -> Result<Room, JournalError> {
@@ -302,9 +307,9 @@ impl Room {
 
     /// A segment that begins as told, in a prepared file if one is ready. Nothing is left behind when there is no room.
     pub(super) fn segment(&self, beginning: Beginning) -> Result<Arc<Segment>, JournalError> {
-        let full = |error: io::Error| match error.raw_os_error() {
-            Some(libc::ENOSPC | libc::EDQUOT) => JournalError::Full(error),
-            _ => JournalError::Io { step: "prepare journal segment", source: error },
+        let full = |source: io::Error| match source {
+            source if is_want_of_room(&source) => JournalError::Full(source),
+            source => JournalError::Io { step: "prepare journal segment", source },
         };
         let ready = self.shared.ready.lock().pop();
         let prepared = match ready {

@@ -401,6 +401,24 @@ fn no_room_is_said_before_anything_is_written_and_may_pass() {
 }
 
 #[test]
+fn a_record_for_which_there_was_no_room_may_be_tried_again() {
+    let (folder, journal) = written(5);
+    let op = Op::Write { id: FileId(2), offset: 0, data: b"again" };
+    for errno in [libc::ENOSPC, libc::EDQUOT] {
+        disk::trouble::break_next("write_entry", errno);
+        assert!(matches!(journal.append(1, Stamp::default(), &op), Err(JournalError::Full(_))));
+        assert!(journal.is_usable());
+        journal.append(1, Stamp::default(), &op).unwrap();
+    }
+    disk::trouble::break_next("write_entry", libc::EIO);
+    assert!(matches!(journal.append(1, Stamp::default(), &op), Err(JournalError::Io { .. })));
+    assert!(!journal.is_usable());
+    let end = journal.end();
+    drop(journal);
+    assert_eq!(open(folder.path()).1.end, end);
+}
+
+#[test]
 fn many_waiters_share_flushes_and_each_is_covered() {
     let (_folder, journal) = written(0);
     let journal = Arc::new(journal);
