@@ -7,13 +7,16 @@ mod harness;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::Pair;
+use harness::disks::Disk;
 use harness::trees::equal;
+use rustix::io::Errno;
 
 /// Who has no rights of his own.
 const NOBODY: u32 = 65534;
@@ -235,4 +238,39 @@ fn what_the_volume_refuses_is_refused_and_nothing_else_happens() {
     pair.start("a");
     pair.wait_in_sync("b");
     equal(&pair);
+}
+
+/// Fills a file until that is refused; how many bytes it took, and what was said.
+fn filled(path: &Path) -> (u64, Errno) {
+    let (mut file, piece) = (fs::File::create(path).unwrap(), vec![7; 1 << 20]);
+    let mut length = 0;
+    loop {
+        match file.write_all(&piece).and_then(|()| file.sync_data()) {
+            Ok(()) => length += piece.len() as u64,
+            Err(error) => return (length, Errno::from_io_error(&error).unwrap()),
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs tools of other file systems: cargo verify -- --only posix"]
+fn a_full_volume_is_told_as_such_and_leaves_both_members_equal() {
+    for kind in ["ext4", "xfs", "btrfs"] {
+        let mut pair = Pair::new();
+        let _disks = ["a", "b"].map(|member| Disk::mounted(kind, 512, &pair.volume(member)));
+        pair.start("a");
+        pair.start("b");
+        pair.wait_in_sync("a");
+        let large = pair.mount("a").join("large");
+        let (length, said) = filled(&large);
+        println!("{kind}: {said} after {length} bytes");
+        assert_eq!(said, Errno::NOSPC, "{}", pair.story());
+        fs::remove_file(&large).unwrap();
+        let after = pair.mount("a").join("after");
+        pair.wait("there to be room again", || fs::write(&after, vec![1; 8 << 20]).is_ok());
+        pair.wait_in_sync("a");
+        equal(&pair);
+        pair.stop("b");
+        pair.stop("a");
+    }
 }

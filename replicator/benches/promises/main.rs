@@ -2,8 +2,8 @@
 //! Every round plays every contestant one after the other, so that a noisy machine is noisy for all; the table shows medians,
 //! their spread, and ratios to the bare volume. Words choose rows by their names, `--rounds=N` (5) how often, `--of=Durable`
 //! one contestant (may be repeated). `--growth` plays what has a size twice, the second time ten times as much. `--keep`
-//! writes table, figures and plot beside this file. What each row cost the processors of master and replicant is told on the
-//! way.
+//! writes table, figures and plot beside this file, after each round. What each row cost the processors of master and replicant is
+//! told on the way.
 //!
 //! Everything runs on this machine and writes to the same disk as the bare volume: both members, with TLS between them; both
 //! servers of GlusterFS, and both nodes of LiteFS, without.
@@ -159,6 +159,7 @@ fn main() {
     }
     let growth = words.iter().any(|word| word == "--growth");
     let sizes: &[u64] = if growth { &[1, 10] } else { &[1] };
+    let is_kept = words.iter().any(|word| word == "--keep");
     let mut copies = Copies::default();
     for round in 0..rounds {
         eprintln!("round {} of {rounds}", round + 1);
@@ -169,6 +170,9 @@ fn main() {
         // A disk that was written to much is slow for a while: nobody is always the one after.
         contestants.rotate_left(1);
         copies.rotate();
+        if is_kept {
+            keep(&table, round + 1, growth);
+        }
     }
     for (name, measure) in files::LAST.iter().filter(|(name, _)| wanted(name)) {
         for round in 0..rounds {
@@ -189,7 +193,7 @@ fn main() {
         }
     }
     print!("{}", table.markdown());
-    if words.iter().any(|word| word == "--keep") {
+    if is_kept {
         keep(&table, rounds, growth);
     }
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, dead_code)] // a test says what it expects by panicking, and uses what it needs
 
+pub(crate) mod disks;
 pub(crate) mod plugin;
 pub(crate) mod trees;
 

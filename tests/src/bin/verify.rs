@@ -335,7 +335,8 @@ fn dependencies() -> Result<()> {
 fn posix(deep: bool) -> Result<()> {
     tool("pjdfstest", "0.2.2")?;
     let folder = tool("fsx", "0.3.2")?.parent().context("a program is in a folder")?.to_path_buf();
-    components::stressors().context("install stress-ng")?;
+    components::stressors().context("install stress-ng and other file systems")?;
+    run(&mut all_of("beside"))?;
     let operations = if deep { "200000" } else { "5000" };
     run(all_of("posix").env("TANDEM_POSIX_TOOLS", folder).env("TANDEM_FSX_OPERATIONS", operations))
 }

@@ -46,8 +46,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("make", "/usr/bin/make"),
 ];
 
-/// What other people test file systems with.
-const STRESSORS: &[(&str, &str)] = &[("stress-ng", "/usr/bin/stress-ng")];
+/// What other people test file systems with, and file systems other than the machine's own.
+const STRESSORS: &[(&str, &str)] =
+    &[("stress-ng", "/usr/bin/stress-ng"), ("xfsprogs", "/usr/sbin/mkfs.xfs"), ("btrfs-progs", "/usr/sbin/mkfs.btrfs")];
 
 /// What the engine of the fuzz targets is built with.
 const ENGINE: &[(&str, &str)] = &[("g++", "/usr/bin/g++")];
