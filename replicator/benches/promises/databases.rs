@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use crate::Contestant;
 use crate::files::{Row, shown};
 use crate::table::Table;
-use crate::{BARE, Contestant};
 
 pub(crate) const SMALL: &[Row] = &[
     ("SQLite, WAL, full", "commits/s", |folder| sqlite(folder, "wal")),
@@ -190,14 +190,17 @@ impl Drop for Server {
     }
 }
 
-/// pgbench on each contestant, and on PostgreSQL's own streaming between two bare volumes.
-pub(crate) fn postgresql(contestants: &[Contestant], table: &mut Table) {
-    for (contestant, port) in contestants.iter().filter(|contestant| contestant.plays("pgbench")).zip(5500..) {
-        Server::found(&contestant.folder, port).measure(contestant.name, table);
-    }
-    let bare = contestants.iter().find(|contestant| contestant.name == BARE).unwrap();
-    let first = Server::found(&bare.folder, 5510);
-    let other = bare.folder.join("standby");
+const PORT: u16 = 5510;
+
+/// pgbench on a contestant.
+pub(crate) fn pgbench(contestant: &Contestant, table: &mut Table) {
+    Server::found(&contestant.folder, PORT).measure(contestant.name, table);
+}
+
+/// pgbench on PostgreSQL's own streaming between two bare volumes.
+pub(crate) fn streaming(bare: &Path, table: &mut Table) {
+    let first = Server::found(bare, PORT);
+    let other = bare.join("standby");
     fs::create_dir(&other).unwrap();
     {
         let second = Server::new(&other, 5511);

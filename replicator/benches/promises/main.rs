@@ -1,5 +1,5 @@
 //! What the design promises in figures, measured with the alternatives beside it: `cargo bench-tandem` (Debian, root).
-//! Every round plays every contestant one after the other, so that a noisy machine is noisy for all; the table shows medians,
+//! Every round plays every contestant, one after the other, so that a noisy machine is noisy for all; the table shows medians,
 //! their spread, and ratios to the bare volume. Words choose rows by their names, `--rounds=N` (5) how often, `--of=Durable`
 //! one contestant (may be repeated). `--growth` plays what has a size twice, the second time ten times as much. `--keep`
 //! writes table, figures and plot beside this file, after each round. What each row cost the processors of master and replicant is
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use copies::Copies;
-use harness::Pair;
+use harness::{Pair, wait};
 use rivals::Rival;
 use serde_json::json;
 use table::Table;
@@ -45,16 +45,11 @@ impl Contestant {
     }
 
     fn tandem(name: &'static str, settings: &serde_json::Value) -> Self {
-        let mut pair = Pair::quiet();
+        let pair = Pair::quiet();
         for member in ["a", "b"] {
             pair.wish(member, json!({"settings": settings}));
         }
-        pair.start("a");
-        pair.start("b");
-        pair.wait_in_sync("a");
-        let folder = pair.mount("a");
-        open_to_all(&folder);
-        Self { name, folder, pair: Some(pair), _bare: None, rival: None }
+        Self { name, folder: pair.mount("a"), pair: Some(pair), _bare: None, rival: None }
     }
 
     fn rival(name: &'static str, rival: Rival) -> Self {
@@ -66,6 +61,23 @@ impl Contestant {
     /// Whether it can do what a row asks for.
     pub(crate) fn plays(&self, row: &str) -> bool {
         self.rival.as_ref().is_none_or(|rival| row.contains(rival.only))
+    }
+
+    /// Does something with it. A pair runs only meanwhile: its checkpoints flush the whole disk, and with it what others
+    /// have just written.
+    fn turn(&mut self, act: impl FnOnce(&mut Self)) {
+        if let Some(pair) = &mut self.pair {
+            pair.start("a");
+            pair.start("b");
+            pair.wait_in_sync("a");
+            open_to_all(&self.folder);
+        }
+        act(self);
+        if let Some(pair) = &mut self.pair {
+            pair.stop("b");
+            wait("the master to go on alone", || pair.shown("a")["state"] == "PrimaryAlone");
+            pair.stop("a");
+        }
     }
 
     /// Seconds of processor that the replicators have used: the master's and the replicant's.
@@ -174,23 +186,8 @@ fn main() {
             keep(&table, round + 1, growth);
         }
     }
-    for (name, measure) in files::LAST.iter().filter(|(name, _)| wanted(name)) {
-        for round in 0..rounds {
-            for size in sizes {
-                TIMES.store(*size, Ordering::Relaxed);
-                for contestant in contestants.iter().filter(|contestant| contestant.plays(name)) {
-                    if let Some(rate) = measure(&contestant.folder, round) {
-                        table.note(&sized(name), "files/s", contestant.name, rate);
-                    }
-                }
-            }
-        }
-    }
     for contestant in &mut contestants {
-        if let Some([master, replicant]) = contestant.memory() {
-            table.note("memory of the master, highest (less is better)", "MiB", contestant.name, master);
-            table.note("memory of the replicant, highest (less is better)", "MiB", contestant.name, replicant);
-        }
+        contestant.turn(|contestant| remove(rounds, sizes, contestant, &mut table, &wanted));
     }
     print!("{}", table.markdown());
     if is_kept {
@@ -211,37 +208,63 @@ fn play(
     table: &mut Table,
     wanted: &dyn Fn(&str) -> bool,
 ) {
-    for contestant in contestants.iter_mut().filter(|contestant| contestant.plays(files::SMALL[0])) {
-        // Before the rows that remove much: ext4 looks long for a new inode where many were freed within a minute.
-        if files::SMALL.iter().any(|name| wanted(name)) || wanted(files::LAST[0].0) {
-            let before = contestant.processor();
-            let figures = files::small_files(&contestant.folder, round);
-            for (name, figure) in files::SMALL.iter().zip(figures) {
-                table.note(&sized(name), "files/s", contestant.name, figure);
-            }
-            contestant.processor_since(before);
-        }
-    }
     for contestant in &mut *contestants {
-        for (name, unit, measure) in files::ROWS.iter().chain(databases::SMALL) {
-            if wanted(name) && contestant.plays(name) {
-                let before = contestant.processor();
-                table.note(&sized(name), unit, contestant.name, measure(&contestant.folder));
-                let used = contestant.processor_since(before);
-                if let Some(used) = used.filter(|_| *name == files::SEQUENTIAL_WRITE) {
-                    let per_gibibyte = used.map(|seconds| seconds * f64::from(1 << 30) / files::large_bytes() as f64);
-                    for (member, figure) in ["master", "replicant"].iter().zip(per_gibibyte) {
-                        let name = format!("processor of the {member}, 1 GiB written (less is better)");
-                        table.note(&sized(&name), "s", contestant.name, figure);
-                    }
-                }
+        contestant.turn(|contestant| {
+            rows(round, contestant, table, wanted);
+            if wanted("pgbench") && contestant.plays("pgbench") {
+                databases::pgbench(contestant, table);
             }
-        }
+            if let Some([master, replicant]) = contestant.memory() {
+                table.note("memory of the master, highest (less is better)", "MiB", contestant.name, master);
+                table.note("memory of the replicant, highest (less is better)", "MiB", contestant.name, replicant);
+            }
+        });
     }
     if wanted("pgbench") {
-        databases::postgresql(contestants, table);
+        let bare = contestants.iter().find(|contestant| contestant.name == BARE).unwrap();
+        databases::streaming(&bare.folder, table);
     }
     copies::rows(copies, table, wanted);
+}
+
+/// The rows about files, and those about databases but PostgreSQL.
+fn rows(round: u32, contestant: &mut Contestant, table: &mut Table, wanted: &dyn Fn(&str) -> bool) {
+    let small = files::SMALL.iter().any(|name| wanted(name)) || wanted(files::LAST[0].0);
+    if small && contestant.plays(files::SMALL[0]) {
+        let before = contestant.processor();
+        let figures = files::small_files(&contestant.folder, round);
+        for (name, figure) in files::SMALL.iter().zip(figures) {
+            table.note(&sized(name), "files/s", contestant.name, figure);
+        }
+        contestant.processor_since(before);
+    }
+    for (name, unit, measure) in files::ROWS.iter().chain(databases::SMALL) {
+        if !wanted(name) || !contestant.plays(name) {
+            continue;
+        }
+        let before = contestant.processor();
+        table.note(&sized(name), unit, contestant.name, measure(&contestant.folder));
+        let used = contestant.processor_since(before);
+        if let Some(used) = used.filter(|_| *name == files::SEQUENTIAL_WRITE) {
+            let per_gibibyte = used.map(|seconds| seconds * f64::from(1 << 30) / files::large_bytes() as f64);
+            for (member, figure) in ["master", "replicant"].iter().zip(per_gibibyte) {
+                let name = format!("processor of the {member}, 1 GiB written (less is better)");
+                table.note(&sized(&name), "s", contestant.name, figure);
+            }
+        }
+    }
+}
+
+/// What comes when all rounds are over.
+fn remove(rounds: u32, sizes: &[u64], contestant: &Contestant, table: &mut Table, wanted: &dyn Fn(&str) -> bool) {
+    for (name, measure) in files::LAST.iter().filter(|(name, _)| wanted(name) && contestant.plays(name)) {
+        for (round, size) in (0..rounds).flat_map(|round| sizes.iter().map(move |size| (round, *size))) {
+            TIMES.store(size, Ordering::Relaxed);
+            if let Some(rate) = measure(&contestant.folder, round) {
+                table.note(&sized(name), "files/s", contestant.name, rate);
+            }
+        }
+    }
 }
 
 /// Table, figures and plot, in the repository.
