@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -206,8 +207,12 @@ fn cargo(arguments: &[&str]) -> Result<()> {
     run(cargo_command().args(arguments))
 }
 
+fn cargo_program() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
 fn cargo_command() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = Command::new(cargo_program());
     command.current_dir(repository());
     command
 }
@@ -352,9 +357,11 @@ fn large(deep: bool) -> Result<()> {
     run(all_of("large").env("TANDEM_LARGE", if deep { "1000000" } else { "30000" }))
 }
 
-/// Tests that need more than a plain `cargo test` can expect.
+/// Tests that need more than a plain `cargo test` can expect: among other things, to mount. In a mount namespace of their own,
+/// so that even a run that is killed outright leaves no mount behind.
 fn all_of(test: &str) -> Command {
-    let mut command = cargo_command();
+    let mut command = Command::new("unshare");
+    command.current_dir(repository()).args(["--mount", "--propagation", "private"]).arg(cargo_program());
     command.args(["test", "--quiet", "--workspace", "--test", test]);
     command.args(["--", "--ignored", "--nocapture", "--test-threads=1"]);
     command

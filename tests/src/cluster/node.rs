@@ -54,7 +54,8 @@ impl Node {
         Ok(PathBuf::from(format!("/proc/{}/root{inside}", self.keeper()?)))
     }
 
-    /// Where FUSE file systems are mounted in the node.
+    /// Where FUSE file systems are mounted for the node's pods. What the machine itself had mounted when the node booted is
+    /// seen in the node too, and none of its business.
     pub fn fuse_mounts(&self) -> Result<Vec<String>> {
         let text =
             fs::read_to_string(format!("/proc/{}/mountinfo", self.keeper()?)).context("read the node's mounts")?;
@@ -64,7 +65,8 @@ impl Node {
             let kind = words.iter().position(|word| *word == "-").and_then(|dash| words.get(dash + 1));
             kind.is_some_and(|kind| *kind == "fuse" || kind.starts_with("fuse."))
         });
-        Ok(found.filter_map(|words| words.get(4).map(ToString::to_string)).collect())
+        let places = found.filter_map(|words| words.get(4).map(ToString::to_string));
+        Ok(places.filter(|place| place.starts_with("/var/lib/kubelet/")).collect())
     }
 
     /// A command that runs inside the node.
