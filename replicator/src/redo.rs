@@ -42,7 +42,7 @@ const FIRST_STRAY: u64 = u64::MAX - 2;
 /// Descriptors kept while the volume is put in order.
 const DESCRIPTORS: usize = 256;
 
-/// Why a volume could not be made true. Except for `Volume` this does not heal by trying again: the member needs a copy.
+/// Why a volume could not be made true. The member does not try again: it needs a copy.
 #[derive(Debug, thiserror::Error)]
 pub enum RedoError {
     /// The list of files cannot be used.

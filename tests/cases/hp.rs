@@ -137,9 +137,7 @@ fn restart_of_the_replicant(stage: &Stage<'_>) -> Result<()> {
     let copied = pair.last_copy()?;
     let load = pair.load(2, 100)?;
     load.progress(50, PATIENCE)?;
-    let gone = pair.running("b")?.uid;
-    pair.kubectl(&["delete", "pod", "orders-b-0", "--wait=false"])?;
-    pair.wait(PATIENCE, "another pod", |pair| Ok(pair.pod("b")?["metadata"]["uid"] != gone.as_str()))?;
+    pair.replace_pod("b")?;
     load.progress(50, PATIENCE)?;
     pair.wait_in_sync("a")?;
     ensure!(pair.last_copy()? == copied, "a clean restart caused a copy");

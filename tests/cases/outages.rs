@@ -35,7 +35,7 @@ fn under_trouble(stage: &Stage<'_>, protection: &str) -> Result<()> {
         ("link cut", |pair, master| cut_for(pair, other(master), From::Port(7470))),
         ("master cut from everything", |pair, master| cut_for(pair, master, From::Everybody)),
         ("master's node killed", |pair, master| {
-            let node = pair.cluster.node(node_of(master))?;
+            let node = pair.home(master)?;
             node.kill(Keeps::OnlySynced)?;
             pair.wait_active(other(master))?;
             std::thread::sleep(Duration::from_secs(2));
@@ -107,12 +107,8 @@ pub(crate) fn other(member: &str) -> &'static str {
     if member == "a" { "b" } else { "a" }
 }
 
-pub(crate) fn node_of(member: &str) -> &'static str {
-    if member == "a" { "n1" } else { "n2" }
-}
-
 fn cut_for(pair: &Pair, member: &str, from: From) -> Result<()> {
-    let node = pair.cluster.node(node_of(member))?;
+    let node = pair.home(member)?;
     let container = pair.running(member)?.container;
     node.cut(&container, &Cut::both(from))?;
     std::thread::sleep(Duration::from_secs(15));
@@ -257,7 +253,7 @@ fn certificates(stage: &Stage<'_>) -> Result<()> {
     for member in ["a", "b"] {
         let uid = pair.pod(member)?["metadata"]["uid"].as_str().unwrap_or_default().to_string();
         let file = format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~secret/tandem-tls/ca.crt");
-        let node = stage.cluster.node(node_of(member))?;
+        let node = pair.home(member)?;
         pair.wait(PATIENCE, "kubelet to hand the new certificates over", |_| {
             Ok(std::fs::read_to_string(node.path(&file)?)? == new)
         })?;

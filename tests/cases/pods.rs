@@ -1,6 +1,5 @@
 //! Pods as users have them: several containers, users of their own, preparation, probes; and their ends, in any order.
 
-use crate::outages::node_of;
 use crate::{Case, Stage};
 use anyhow::{Result, ensure};
 use rustix::process::Signal;
@@ -97,7 +96,7 @@ fn ends(stage: &Stage<'_>) -> Result<()> {
                     let pod = format!("orders-{master}-0");
                     pair.kubectl(&["delete", "pod", &pod, "--wait=false", "--ignore-not-found"])?;
                 }
-                _ => kill_plugin(stage, node_of(&master))?,
+                _ => kill_plugin(stage, &pair.home(&master)?.name)?,
             }
         }
         pair.wait(PATIENCE, "the pod to be gone", |pair| {
@@ -117,7 +116,7 @@ fn ends(stage: &Stage<'_>) -> Result<()> {
 fn kill_process(pair: &Pair, member: &str) -> Result<()> {
     // It may have ended already, with its pod.
     let Ok(container) = pair.container(member, "replicator") else { return Ok(()) };
-    pair.cluster.node(node_of(member))?.signal(&container, "serve", Signal::KILL).map(drop).or(Ok(()))
+    pair.home(member)?.signal(&container, "serve", Signal::KILL).map(drop).or(Ok(()))
 }
 
 fn kill_plugin(stage: &Stage<'_>, node: &str) -> Result<()> {

@@ -1,9 +1,8 @@
 //! What may happen to a member's volume: its device dies, somebody sets it back.
 
-use crate::outages::{node_of, other};
+use crate::outages::other;
 use crate::{Case, Stage};
 use anyhow::{Result, ensure};
-use serde_json::json;
 use std::time::Instant;
 use tandem_tests::cluster::trouble::Keeps;
 use tandem_tests::pair::{PATIENCE, Pair, Wishes};
@@ -22,7 +21,7 @@ fn failing_disk(stage: &Stage<'_>) -> Result<()> {
         let master = pair.active()?;
         let victim = if victim_leads { master.as_str() } else { other(&master) };
         let rest = other(victim);
-        let node = stage.cluster.node(node_of(victim))?;
+        let node = pair.home(victim)?;
         let failed = Instant::now();
         node.fail_volume(&pair.volume(victim))?;
         pair.wait(PATIENCE, "the other member to go on alone", |pair| {
@@ -32,10 +31,7 @@ fn failing_disk(stage: &Stage<'_>) -> Result<()> {
         println!("  the other one leads alone after {:.1} s", failed.elapsed().as_secs_f64());
         node.replace_device(&pair.volume(victim))?;
         // The operator may have replaced a master that was overruled already.
-        let gone = pair.pod(victim).map_or_else(|_| json!(null), |pod| pod["metadata"]["uid"].clone());
-        let pod = format!("orders-{victim}-0");
-        pair.kubectl(&["delete", "pod", &pod, "--wait=false", "--ignore-not-found"])?;
-        pair.wait(PATIENCE, "another pod", |pair| Ok(pair.pod(victim)?["metadata"]["uid"] != gone))?;
+        pair.replace_pod(victim)?;
         pair.wait_in_sync(rest)?;
     }
     let history = load.finish();

@@ -93,7 +93,7 @@ pub fn postgresql_in(image: &str, policy: &str) -> Value {
 
 /// The pod that talks to a database in a cluster whose Services this machine does not reach.
 const CLIENT: &str = "sql-client";
-const PSQL: &str = "PGCONNECT_TIMEOUT=3 exec $(ls -d /usr/lib/postgresql/*/bin | tail -n 1)/psql \"$@\"";
+const PSQL: &str = "PGCONNECT_TIMEOUT=15 exec $(ls -d /usr/lib/postgresql/*/bin | tail -n 1)/psql \"$@\"";
 
 impl Pair {
     /// Makes the members' volumes and applies the pair. Returns at once: `wait` says when it is what it should be.
@@ -109,7 +109,7 @@ impl Pair {
     }
 
     /// The node that has a member's volume.
-    fn home(&self, member: &str) -> Result<Node> {
+    pub fn home(&self, member: &str) -> Result<Node> {
         self.cluster.node(if member == "a" { "n1" } else { "n2" })
     }
 
@@ -382,6 +382,14 @@ impl Pair {
         self.wait(PATIENCE, "another container to run", |pair| {
             Ok(pair.container(member, "replicator")? != killed.container)
         })
+    }
+
+    /// Deletes a member's pod, if it has one, and waits until another one has its name.
+    pub fn replace_pod(&self, member: &str) -> Result<()> {
+        let gone = self.pod(member).map_or_else(|_| Value::Null, |pod| pod["metadata"]["uid"].clone());
+        let name = format!("{}-{member}-0", self.name);
+        self.kubectl(&["delete", "pod", &name, "--wait=false", "--ignore-not-found"])?;
+        self.wait(PATIENCE, "another pod", |pair| Ok(pair.pod(member)?["metadata"]["uid"] != gone))
     }
 
     /// Deletes a member's pod and kills it at once: it says no farewell.
