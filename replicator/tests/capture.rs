@@ -295,6 +295,40 @@ fn a_signal_during_a_short_hold_disturbs_no_sync() {
     mounted.end();
 }
 
+#[test]
+fn a_handle_finds_its_file_after_the_kernel_has_forgotten_it() {
+    let mounted = Mounted::new();
+    let root = mounted.path();
+    fs::create_dir_all(root.join("above/below")).unwrap();
+    fs::write(root.join("above/below/kept"), "kept").unwrap();
+    fs::write(root.join("above/below/gone"), "gone").unwrap();
+    // name_to_handle_at and open_by_handle_at, by their numbers on this architecture.
+    let script = r#"
+        sub handle { my $path = shift; my $h = pack("Ii", 128, 0) . "\0" x 128; my $id = pack("i", 0);
+            syscall(303, -100, $path, $h, $id, 0) == 0 or die "name_to_handle_at: $!"; $h }
+        my @handles = map { handle($_) } qw(above/below/kept above/below above/below/gone);
+        unlink "above/below/gone" or die $!;
+        open F, ">", "/proc/sys/vm/drop_caches" or die $!; print F "2\n"; close F or die $!;
+        open R, "<", "." or die $!;
+        for my $h (@handles) {
+            my $fd = syscall(304, fileno(R), $h, 0);
+            if ($fd < 0) { print "$!\n"; next }
+            my $name = "/proc/self/fd/$fd";
+            if (-d $name) { print readlink($name) . "\n"; next }
+            open F, "<", $name or die $!; print <F>, "\n"; close F;
+        }"#;
+    let output = Command::new("perl").args(["-e", script]).current_dir(&root).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    let told: Vec<_> = told.lines().collect();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert_eq!(told[0], "kept");
+    // A folder is connected to those above it.
+    assert!(told[1].ends_with("/above/below"), "{told:?}");
+    assert_eq!(told[2], "Stale file handle");
+    mounted.end();
+}
+
 /// Not a test: serves TANDEM_BACKING at TANDEM_MOUNT until it is unmounted, for suites and measurements from outside.
 #[test]
 #[ignore = "serves until unmounted"]

@@ -321,7 +321,14 @@ impl Capture {
         if name.len() > NAME_BYTES_MAX {
             return reply.error(Errno::NAMETOOLONG);
         }
-        match self.volume.lookup(parent, name) {
+        // No folder lists these: the kernel asks with them for a file of which it has nothing but a handle. Numbers are never
+        // used twice, so a handle is as good on the other member, and good for ever.
+        let found = match name {
+            b"." => Some(parent),
+            b".." => self.volume.parent(parent),
+            name => self.volume.lookup(parent, name),
+        };
+        match found {
             Some(id) => self.entry(id, reply),
             None if self.volume.kind(parent).is_err() => reply.error(Errno::STALE),
             None => reply.entry(&Entry::absent()),

@@ -31,6 +31,8 @@ pub(super) const UNIQUE_RESEND: u64 = 1 << 63;
 pub mod feature {
     /// Several reads of one file may be under way.
     pub const ASYNC_READ: u64 = 1 << 0;
+    /// LOOKUP knows "." and "..": files are found again by handles (`open_by_handle_at`, NFS) that the kernel has forgotten.
+    pub const EXPORT_SUPPORT: u64 = 1 << 4;
     /// Writes larger than one page.
     pub const BIG_WRITES: u64 = 1 << 5;
     /// The kernel leaves the umask to us; needed for default ACLs.
@@ -70,6 +72,7 @@ pub mod feature {
     /// What we ask for. Not WRITEBACK_CACHE: it would reorder the application's writes. Not POSIX_LOCKS or FLOCK_LOCKS:
     /// locks are local. Not ATOMIC_O_TRUNC: without OPEN the truncation would be lost. Not SPLICE: payloads are read once.
     pub const WANTED: u64 = ASYNC_READ
+        | EXPORT_SUPPORT
         | BIG_WRITES
         | DONT_MASK
         | DO_READDIRPLUS
