@@ -22,10 +22,17 @@ use crate::metrics::Metrics;
 /// Operations nobody asked to flush are flushed after this time, so that the committed mark goes on without them.
 const LAZY_FLUSH: Duration = Duration::from_millis(200);
 
+/// Nobody writes further ahead of what is acknowledged: whoever then wants something to be safe waits for all of it, and a
+/// peer that falls behind for good would have to be compared anew.
+const AHEAD_MAX_BYTES: u64 = 128 << 20;
+/// No record is larger: a request of a mebibyte, and what stands before it.
+const RECORD_MAX_BYTES: u64 = (1 << 20) + 4096;
+
 /// Called once, when the journal cannot be made durable any more.
 pub type OnFailure = Box<dyn Fn() + Send + Sync>;
 
-type Waiter = Box<dyn FnOnce(Result<(), Errno>) + Send>;
+/// Who is told once, well or not.
+pub type Waiter = Box<dyn FnOnce(Result<(), Errno>) + Send>;
 
 /// Hears at once what happens here, from whoever makes it happen: it must not wait, and not call back.
 pub trait Follower: Send + Sync {
@@ -43,6 +50,10 @@ pub struct Commit {
     wanted: Bell,
     durable: watch::Sender<u64>,
     committed: AtomicU64,
+    /// `Marks::acknowledged`, for whoever only wants to look.
+    acknowledged: AtomicU64,
+    /// Up to here no write needs to be held up, whatever is acknowledged meanwhile.
+    unpaced: AtomicU64,
     follower: Mutex<Option<Weak<dyn Follower>>>,
     on_failure: OnFailure,
     /// Where answers are counted, once that is known.
@@ -72,6 +83,8 @@ impl Commit {
             wanted: Bell::default(),
             durable: watch::Sender::new(durable),
             committed: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            unpaced: AtomicU64::new(0),
             follower: Mutex::new(None),
             on_failure,
             metrics: OnceLock::new(),
@@ -159,6 +172,39 @@ impl Commit {
             }
             None => reply,
         };
+        self.wait_for(seq, reply);
+    }
+
+    /// Whether a write that nobody wants to be safe yet is to be answered later, and after which earlier operation: one that
+    /// went far ahead of what is acknowledged goes on at the pace of whoever is slowest.
+    pub fn pace(&self, seq: u64) -> Option<u64> {
+        if seq <= self.unpaced.load(Ordering::Acquire) {
+            return None;
+        }
+        let acknowledged = self.acknowledged.load(Ordering::Acquire);
+        let ahead = |from| self.journal.bytes_between(from, seq);
+        if let Some(room) = AHEAD_MAX_BYTES.checked_sub(ahead(acknowledged)) {
+            // So many more cannot be too much: to ask for each (4 KiB at random) costs a tenth of what it takes to write.
+            self.unpaced.fetch_max(seq + room / RECORD_MAX_BYTES, Ordering::AcqRel);
+            return None;
+        }
+        let (mut much, mut little) = (acknowledged, seq);
+        while little - much > 1 {
+            let middle = much + (little - much) / 2;
+            if ahead(middle) > AHEAD_MAX_BYTES { much = middle } else { little = middle }
+        }
+        Some(little)
+    }
+
+    /// As `when_acknowledged`, for a write that `pace` holds up: that is no fsync, and is not counted as one.
+    pub fn when_paced(&self, seq: u64, reply: Waiter) {
+        if let Some(metrics) = self.metrics.get() {
+            metrics.paced.inc();
+        }
+        self.wait_for(seq, reply);
+    }
+
+    fn wait_for(&self, seq: u64, reply: Waiter) {
         let mut state = self.state.lock();
         if state.failing || state.ended {
             drop(state);
@@ -216,6 +262,7 @@ impl Commit {
         {
             metrics.acknowledged.inc_by(state.marks.acknowledged - before);
         }
+        self.acknowledged.store(state.marks.acknowledged, Ordering::Release);
         state.marks.acknowledged
     }
 

@@ -38,6 +38,8 @@ pub struct Metrics {
     pub sync_failures: Counter,
     /// Operations that were acknowledged as safe.
     pub acknowledged: Counter,
+    /// Writes that had to wait because they were far ahead of what is safe.
+    pub paced: Counter,
     /// Times that this process began an epoch.
     pub claims: Counter,
     /// Times that this process lost its right to write.
@@ -62,6 +64,7 @@ impl Default for Metrics {
             netcopy_size_bytes: Gauge::default(),
             sync_failures: Counter::default(),
             acknowledged: Counter::default(),
+            paced: Counter::default(),
             sync_seconds: Histogram::new(exponential_buckets(0.000_05, 2.0, 20)),
             claims: Counter::default(),
             fences: Counter::default(),
@@ -90,6 +93,7 @@ impl Default for Metrics {
         );
         registry.register("sync_failures", "fsyncs that were answered with an error", metrics.sync_failures.clone());
         registry.register("acknowledged_operations", "Operations acknowledged as safe", metrics.acknowledged.clone());
+        registry.register("paced_writes", "Writes held up: far ahead of what is safe", metrics.paced.clone());
         registry.register("claims", "Epochs begun by this process", metrics.claims.clone());
         registry.register("fences", "Losses of the right to write", metrics.fences.clone());
         registry.register("sessions", "Connections to the peer", metrics.sessions.clone());
@@ -152,11 +156,13 @@ mod tests {
         let now = Snapshot { state: "PrimaryActive".into(), committed: 7, epoch: 3, ..Snapshot::default() };
         metrics.synced(Duration::from_millis(1), true);
         metrics.acknowledged.inc_by(7);
+        metrics.paced.inc();
         let page = metrics.text(&now).unwrap();
         assert!(page.contains("tandem_position{rung=\"committed\"} 7"), "{page}");
         assert!(page.contains("tandem_state{state=\"PrimaryActive\"} 1"), "{page}");
         assert!(page.contains("tandem_sync_seconds_count 1"), "{page}");
         assert!(page.contains("tandem_acknowledged_operations_total 7"), "{page}");
+        assert!(page.contains("tandem_paced_writes_total 1"), "{page}");
         assert!(page.contains("tandem_epoch 3"), "{page}");
         assert!(page.contains("rung=\"peer_durable\"") && page.ends_with("# EOF\n"), "{page}");
         let follows = metrics.text(&Snapshot { state: "SecondaryActive".into(), ..now }).unwrap();

@@ -6,6 +6,9 @@ mod harness;
 
 use std::fs;
 use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use harness::{Pair, append, judge};
@@ -191,6 +194,39 @@ fn a_replicant_that_ends_in_order_is_not_waited_for() {
     let told = |root: std::path::PathBuf| fs::read_to_string(root.join("log")).unwrap();
     pair.wait("b to show what it holds", || told(pair.volume("b")) == told(pair.mount("a")));
     judge(&pair.volume("b").join("log"), 40);
+}
+
+#[test]
+fn a_writer_is_never_far_ahead_of_a_replicant_that_stands_still() {
+    let mut pair = Pair::new();
+    // By silence it would be given up after minutes.
+    for member in ["a", "b"] {
+        pair.wish(member, json!({"settings": {"interval": 60_000}}));
+        pair.start(member);
+    }
+    pair.wait_in_sync("a");
+    pair.signal("b", "STOP");
+    let written = Arc::new(AtomicU64::new(0));
+    let (path, count) = (pair.mount("a").join("large"), Arc::clone(&written));
+    let writer = thread::spawn(move || {
+        let mut file = fs::File::create(path).unwrap();
+        for number in 0..300_u16 {
+            file.write_all(&vec![(number % 251) as u8; 1 << 20]).unwrap();
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    pair.wait("the writer to be held up", || pair.metric("a", "tandem_paced_writes_total") == Some(1.0));
+    let ahead = written.load(Ordering::Relaxed);
+    assert!((100..=128).contains(&ahead), "{ahead} MiB ahead");
+    assert_eq!(pair.shown("a")["state"], "PrimaryActive");
+    pair.signal("b", "CONT");
+    writer.join().unwrap();
+    fs::File::open(pair.mount("a").join("large")).unwrap().sync_all().unwrap();
+    // An fsync is counted as one, a write that was held up is not.
+    assert_eq!(pair.metric("a", "tandem_sync_seconds_count"), Some(1.0));
+    assert_eq!(pair.shown("a")["state"], "PrimaryActive");
+    let held = |member: &str| fs::read(pair.volume(member).join("large")).unwrap();
+    pair.wait("b to show what it holds", || held("b") == held("a"));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use super::wire::{
     self, Attr, Entry, FOPEN_KEEP_CACHE, KEEP_SECONDS, Listing, Operation, Request, SetAttributes, SetTime, StatFs,
 };
 use super::{Capture, acl};
+use crate::commit::Waiter;
 use crate::op::{FileId, Kind, Op};
 use crate::volume::tree::NAME_BYTES_MAX;
 use crate::volume::{Attributes, FileKind, Volume};
@@ -530,7 +531,12 @@ impl Capture {
         }
         answer(reply, done, |reply, ((), seq)| {
             if flags & O_DSYNC == 0 {
-                return reply.written(length);
+                let Some(earlier) = self.commit.pace(seq) else { return reply.written(length) };
+                return self.parked(
+                    reply,
+                    move |reply| reply.written(length),
+                    |told| self.commit.when_paced(earlier, told),
+                );
             }
             // Nothing was done if a predecessor did it all, and it may not have been told.
             let seq = if seq == 0 { self.journal.end().seq } else { seq };
@@ -550,13 +556,17 @@ impl Capture {
     /// Answers once everything up to an operation may be called safe. What was performed stays performed, also when nobody
     /// waits for the answer any more.
     fn when_safe(&self, seq: u64, reply: Reply, done: impl FnOnce(Reply) + Send + 'static) {
+        self.parked(reply, done, |told| self.commit.when_acknowledged(seq, told));
+    }
+
+    /// Leaves an answer for whoever is told by `wait`.
+    fn parked(&self, reply: Reply, done: impl FnOnce(Reply) + Send + 'static, wait: impl FnOnce(Waiter)) {
         let ticket = reply.park();
-        let told = move |told| {
+        wait(Box::new(move |told| {
             if let Some(reply) = ticket.take() {
                 answer(reply, told, |reply, ()| done(reply));
             }
-        };
-        self.commit.when_acknowledged(seq, Box::new(told));
+        }));
     }
 
     #[allow(clippy::too_many_arguments, reason = "they are those of the request")]
