@@ -114,7 +114,7 @@ fn random_operations_on_one_file_read_as_they_were_written() {
     let settings = pair.home("a").join("fsx.toml");
     fs::write(
         &settings,
-        "flen = 1048576\n[opsize]\nmax = 131072\n[weights]\nclose_open = 1\nread = 10\nwrite = 10\nmapread = 10\n\
+        "flen = 1048576\n[opsize]\nmax = 131072\nmin = 1\n[weights]\nclose_open = 1\nread = 10\nwrite = 10\nmapread = 10\n\
          mapwrite = 10\ninvalidate = 1\ntruncate = 5\nfsync = 1\nfdatasync = 1\nposix_fallocate = 2\npunch_hole = 3\n\
          sendfile = 2\nposix_fadvise = 1\ncopy_file_range = 3\n",
     )
