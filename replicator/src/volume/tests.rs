@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::{FileKind, Options, Volume};
+use super::{FileKind, Listed, Options, Volume};
 use crate::op::{FileId, Kind, Op, ROOT, Stamp};
 
 struct World {
@@ -216,6 +216,34 @@ fn a_listing_neither_misses_nor_doubles_what_stays() {
         let times = seen.iter().filter(|name| **name == format!("f{number}")).count();
         assert_eq!(times, 1, "f{number}");
     }
+}
+
+#[test]
+fn a_listing_ends_although_everything_listed_gets_another_name() {
+    let world = world();
+    for number in 0..50 {
+        world.create(ROOT, &format!("f{number}"), Kind::File, 0o644);
+    }
+    let mut seen = Vec::new();
+    let mut after = 0;
+    loop {
+        let mut next = None;
+        let first = |entry: &Listed| {
+            next = Some((entry.cookie, entry.id, entry.name.to_vec()));
+            false
+        };
+        world.volume.list(ROOT, after, first).unwrap();
+        let Some((cookie, id, name)) = next else { break };
+        let renamed = [b"new-", name.as_slice()].concat();
+        let op = Op::Rename { id, parent: ROOT, name: &name, new_parent: ROOT, new_name: &renamed, replaced: None };
+        world.perform(&op).unwrap();
+        seen.push(id);
+        after = cookie;
+    }
+    let mut once = seen.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!((seen.len(), once.len()), (50, 50));
 }
 
 #[test]

@@ -153,7 +153,8 @@ pub struct Entry {
 }
 
 /// The entries of a directory by name, and in order of insertion. A name keeps its cookie as long as it stays, also
-/// when a rename puts another file under it; so a reader that stops and goes on misses nothing and sees nothing twice.
+/// when a rename puts another file under it; so a reader that stops and goes on misses nothing and sees nothing twice. A
+/// file that only gets another name in the same directory takes its cookie along: who renames what he reads comes to an end.
 #[derive(Debug)]
 pub struct Directory {
     names: HashMap<Arc<[u8]>, u64>,
@@ -644,7 +645,8 @@ impl Tree {
                     }
                     None => None,
                 };
-                self.unlink(*id, *parent, name)?;
+                let left = self.unlink(*id, *parent, name)?;
+                let cookie = cookie.or((parent == new_parent).then_some(left));
                 self.link(*id, *new_parent, new_name, cookie)?;
                 self.touch(*id, time);
                 self.touch_content_of(*parent, time);
