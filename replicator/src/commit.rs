@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use rustix::io::Errno;
 use tandem_protocol::ack::{AckRule, Marks, acknowledged};
 use tokio::sync::watch;
@@ -25,14 +25,17 @@ const LAZY_FLUSH: Duration = Duration::from_millis(200);
 /// Nobody writes further ahead of what is acknowledged: whoever then wants something to be safe waits for all of it, and a
 /// peer that falls behind for good would have to be compared anew.
 const AHEAD_MAX_BYTES: u64 = 128 << 20;
+/// For so long a write is held up at most. It was promised nothing, so it is never told of an error, and whoever writes gets
+/// on, slowly, where nothing is acknowledged for long; and a signal that breaks a wait off (after five seconds) never meets it:
+/// it would say that nothing was written.
+const PACED_MAX: Duration = Duration::from_secs(2);
 /// No record is larger: a request of a mebibyte, and what stands before it.
 const RECORD_MAX_BYTES: u64 = (1 << 20) + 4096;
 
 /// Called once, when the journal cannot be made durable any more.
 pub type OnFailure = Box<dyn Fn() + Send + Sync>;
 
-/// Who is told once, well or not.
-pub type Waiter = Box<dyn FnOnce(Result<(), Errno>) + Send>;
+type Waiter = Box<dyn FnOnce(Result<(), Errno>) + Send>;
 
 /// Hears at once what happens here, from whoever makes it happen: it must not wait, and not call back.
 pub trait Follower: Send + Sync {
@@ -60,12 +63,22 @@ pub struct Commit {
     metrics: OnceLock<Arc<Metrics>>,
 }
 
+/// A write that is answered once an operation is acknowledged, or when its time is over.
+struct Paced {
+    behind: u64,
+    /// On the monotonic clock.
+    until: Duration,
+    reply: Box<dyn FnOnce() + Send>,
+}
+
 #[derive(Default)]
 struct State {
     rule: AckRule,
     marks: Marks,
     /// Replies by the operation they wait for.
     waiting: BTreeMap<u64, Vec<Waiter>>,
+    /// Writes that are held up.
+    paced: Vec<Paced>,
     /// The highest operation that somebody waits for.
     asked: u64,
     /// Replies fail instead of waiting.
@@ -172,7 +185,29 @@ impl Commit {
             }
             None => reply,
         };
-        self.wait_for(seq, reply);
+        let mut state = self.state.lock();
+        if state.failing || state.ended {
+            drop(state);
+            return reply(Err(Errno::IO));
+        }
+        if self.refresh(&mut state) >= seq {
+            drop(state);
+            return reply(Ok(()));
+        }
+        state.waiting.entry(seq).or_default().push(reply);
+        self.ask(seq, state);
+    }
+
+    /// Sees to it that an operation becomes durable, here and at the peer.
+    fn ask(&self, seq: u64, mut state: MutexGuard<'_, State>) {
+        let is_news = seq > state.asked;
+        state.asked = state.asked.max(seq);
+        drop(state);
+        if is_news {
+            // The peer first: its way is the longer one.
+            self.tell(|follower| follower.asked(seq));
+            self.wanted.ring();
+        }
     }
 
     /// Whether a write that nobody wants to be safe yet is to be answered later, and after which earlier operation: one that
@@ -196,33 +231,18 @@ impl Commit {
         Some(little)
     }
 
-    /// As `when_acknowledged`, for a write that `pace` holds up: that is no fsync, and is not counted as one.
-    pub fn when_paced(&self, seq: u64, reply: Waiter) {
+    /// Calls `reply` once an operation is acknowledged, or a moment later if it is not: for a write that `pace` holds up.
+    pub fn when_paced(&self, behind: u64, reply: Box<dyn FnOnce() + Send>) {
         if let Some(metrics) = self.metrics.get() {
             metrics.paced.inc();
         }
-        self.wait_for(seq, reply);
-    }
-
-    fn wait_for(&self, seq: u64, reply: Waiter) {
         let mut state = self.state.lock();
-        if state.failing || state.ended {
+        if state.failing || state.ended || self.refresh(&mut state) >= behind {
             drop(state);
-            return reply(Err(Errno::IO));
+            return reply();
         }
-        if self.refresh(&mut state) >= seq {
-            drop(state);
-            return reply(Ok(()));
-        }
-        state.waiting.entry(seq).or_default().push(reply);
-        let is_news = seq > state.asked;
-        state.asked = state.asked.max(seq);
-        drop(state);
-        if is_news {
-            // The peer first: its way is the longer one.
-            self.tell(|follower| follower.asked(seq));
-            self.wanted.ring();
-        }
+        state.paced.push(Paced { behind, until: clock::monotonic() + PACED_MAX, reply });
+        self.ask(behind, state);
     }
 
     /// Everybody who waits is told EIO, and so is everybody who comes, until `recover`.
@@ -230,8 +250,10 @@ impl Commit {
         let mut state = self.state.lock();
         state.failing = true;
         let waiting = std::mem::take(&mut state.waiting);
+        let paced = std::mem::take(&mut state.paced);
         drop(state);
         waiting.into_values().flatten().for_each(|reply| reply(Err(Errno::IO)));
+        paced.into_iter().for_each(|write| (write.reply)());
     }
 
     /// Replies wait again.
@@ -280,7 +302,7 @@ impl Commit {
     }
 
     /// Answers everybody whose time has come, outside of the lock.
-    fn settle(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+    fn settle(&self, mut state: MutexGuard<'_, State>) {
         let reached = self.refresh(&mut state);
         // Without a peer's word (Async), what is durable here will not be taken back by this member: its peer may show it.
         let committed = match state.rule {
@@ -289,11 +311,18 @@ impl Commit {
         };
         let later = state.waiting.split_off(&(reached + 1));
         let ready = std::mem::replace(&mut state.waiting, later);
+        let paced = if state.paced.is_empty() {
+            Vec::new()
+        } else {
+            let now = clock::monotonic();
+            state.paced.extract_if(.., |write| write.behind <= reached || write.until <= now).collect()
+        };
         drop(state);
         if self.committed.fetch_max(committed, Ordering::AcqRel) < committed {
             self.tell(|follower| follower.committed(committed));
         }
         ready.into_values().flatten().for_each(|reply| reply(Ok(())));
+        paced.into_iter().for_each(|write| (write.reply)());
     }
 
     /// One turn of the worker that flushes. `due`: nobody asked for a while.

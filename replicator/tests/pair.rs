@@ -197,7 +197,7 @@ fn a_replicant_that_ends_in_order_is_not_waited_for() {
 }
 
 #[test]
-fn a_writer_is_never_far_ahead_of_a_replicant_that_stands_still() {
+fn a_writer_is_not_far_ahead_of_a_replicant_that_stands_still() {
     let mut pair = Pair::new();
     // By silence it would be given up after minutes.
     for member in ["a", "b"] {
@@ -215,9 +215,13 @@ fn a_writer_is_never_far_ahead_of_a_replicant_that_stands_still() {
             count.fetch_add(1, Ordering::Relaxed);
         }
     });
-    pair.wait("the writer to be held up", || pair.metric("a", "tandem_paced_writes_total") == Some(1.0));
+    let paced = |least| pair.metric("a", "tandem_paced_writes_total").is_some_and(|count| count >= least);
+    pair.wait("the writer to be held up", || paced(1.0));
     let ahead = written.load(Ordering::Relaxed);
-    assert!((100..=128).contains(&ahead), "{ahead} MiB ahead");
+    assert!((100..=130).contains(&ahead), "{ahead} MiB ahead");
+    // A moment for each write, not for ever.
+    pair.wait("the writer to go on slowly", || paced(3.0));
+    assert!(written.load(Ordering::Relaxed) < 150);
     assert_eq!(pair.shown("a")["state"], "PrimaryActive");
     pair.signal("b", "CONT");
     writer.join().unwrap();

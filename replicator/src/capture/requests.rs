@@ -16,7 +16,6 @@ use super::wire::{
     self, Attr, Entry, FOPEN_KEEP_CACHE, KEEP_SECONDS, Listing, Operation, Request, SetAttributes, SetTime, StatFs,
 };
 use super::{Capture, acl};
-use crate::commit::Waiter;
 use crate::op::{FileId, Kind, Op};
 use crate::volume::tree::NAME_BYTES_MAX;
 use crate::volume::{Attributes, FileKind, Volume};
@@ -531,12 +530,12 @@ impl Capture {
         }
         answer(reply, done, |reply, ((), seq)| {
             if flags & O_DSYNC == 0 {
-                let Some(earlier) = self.commit.pace(seq) else { return reply.written(length) };
-                return self.parked(
-                    reply,
-                    move |reply| reply.written(length),
-                    |told| self.commit.when_paced(earlier, told),
-                );
+                // What the kernel writes back by itself it cannot hold up without holding up reads.
+                let is_paced = write_flags & wire::WRITE_CACHE == 0;
+                let Some(earlier) = self.commit.pace(seq).filter(|_| is_paced) else { return reply.written(length) };
+                let ticket = reply.park();
+                let go_on = move || ticket.take().into_iter().for_each(|reply| reply.written(length));
+                return self.commit.when_paced(earlier, Box::new(go_on));
             }
             // Nothing was done if a predecessor did it all, and it may not have been told.
             let seq = if seq == 0 { self.journal.end().seq } else { seq };
@@ -556,17 +555,13 @@ impl Capture {
     /// Answers once everything up to an operation may be called safe. What was performed stays performed, also when nobody
     /// waits for the answer any more.
     fn when_safe(&self, seq: u64, reply: Reply, done: impl FnOnce(Reply) + Send + 'static) {
-        self.parked(reply, done, |told| self.commit.when_acknowledged(seq, told));
-    }
-
-    /// Leaves an answer for whoever is told by `wait`.
-    fn parked(&self, reply: Reply, done: impl FnOnce(Reply) + Send + 'static, wait: impl FnOnce(Waiter)) {
         let ticket = reply.park();
-        wait(Box::new(move |told| {
+        let told = move |told| {
             if let Some(reply) = ticket.take() {
                 answer(reply, told, |reply, ()| done(reply));
             }
-        }));
+        };
+        self.commit.when_acknowledged(seq, Box::new(told));
     }
 
     #[allow(clippy::too_many_arguments, reason = "they are those of the request")]
