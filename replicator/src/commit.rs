@@ -22,8 +22,8 @@ use crate::metrics::Metrics;
 /// Operations nobody asked to flush are flushed after this time, so that the committed mark goes on without them.
 const LAZY_FLUSH: Duration = Duration::from_millis(200);
 
-/// Nobody writes further ahead of what is acknowledged: whoever then wants something to be safe waits for all of it, and a
-/// peer that falls behind for good would have to be compared anew.
+/// Whoever writes further ahead of what is acknowledged is held up: a sync waits for all of it, and a peer that falls behind for
+/// good would have to be compared anew.
 const AHEAD_MAX_BYTES: u64 = 128 << 20;
 /// For so long a write is held up at most. It was promised nothing, so it is never told of an error, and whoever writes gets
 /// on, slowly, where nothing is acknowledged for long; and a signal that breaks a wait off (after five seconds) never meets it:
