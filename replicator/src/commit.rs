@@ -223,12 +223,7 @@ impl Commit {
             self.unpaced.fetch_max(seq + room / RECORD_MAX_BYTES, Ordering::AcqRel);
             return None;
         }
-        let (mut much, mut little) = (acknowledged, seq);
-        while little - much > 1 {
-            let middle = much + (little - much) / 2;
-            if ahead(middle) > AHEAD_MAX_BYTES { much = middle } else { little = middle }
-        }
-        Some(little)
+        Some(last_that(acknowledged, seq, |from| ahead(from) > AHEAD_MAX_BYTES) + 1)
     }
 
     /// Calls `reply` once an operation is acknowledged, or a moment later if it is not: for a write that `pace` holds up.
@@ -293,12 +288,7 @@ impl Commit {
         if self.journal.bytes_between(from, durable) <= bytes {
             return durable;
         }
-        let (mut fits, mut exceeds) = (from, durable);
-        while exceeds - fits > 1 {
-            let middle = fits + (exceeds - fits) / 2;
-            if self.journal.bytes_between(from, middle) <= bytes { fits = middle } else { exceeds = middle }
-        }
-        fits
+        last_that(from, durable, |to| self.journal.bytes_between(from, to) <= bytes)
     }
 
     /// Answers everybody whose time has come, outside of the lock.
@@ -357,4 +347,13 @@ impl Commit {
             }
         }
     }
+}
+
+/// The highest number for which something holds that holds for `first`, not for `beyond`, and changes once in between.
+fn last_that(mut first: u64, mut beyond: u64, holds: impl Fn(u64) -> bool) -> u64 {
+    while beyond - first > 1 {
+        let middle = first + (beyond - first) / 2;
+        if holds(middle) { first = middle } else { beyond = middle }
+    }
+    first
 }

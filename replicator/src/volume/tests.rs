@@ -26,6 +26,17 @@ impl World {
         self.volume.perform(op, Stamp { time: self.time.get(), unique: 0 })
     }
 
+    /// So many entries of the root after a cookie.
+    fn listed(&self, after: u64, most: usize) -> Vec<Listed> {
+        let mut got = Vec::new();
+        let take = |entry: &Listed| {
+            got.push(entry.clone());
+            got.len() < most
+        };
+        self.volume.list(ROOT, after, take).unwrap();
+        got
+    }
+
     fn create(&self, parent: FileId, name: &str, kind: Kind<'_>, mode: u32) -> FileId {
         let id = self.volume.next_id();
         let op = Op::Create { id, parent, name: name.as_bytes(), kind, mode, uid: 0, gid: 0 };
@@ -183,17 +194,10 @@ fn a_listing_neither_misses_nor_doubles_what_stays() {
     let mut seen = Vec::new();
     let mut after = 0;
     for round in 0.. {
-        let mut got = Vec::new();
-        world
-            .volume
-            .list(ROOT, after, |entry| {
-                got.push((entry.cookie, String::from_utf8_lossy(&entry.name).into_owned()));
-                got.len() < 7
-            })
-            .unwrap();
-        let Some((last, _)) = got.last() else { break };
-        after = *last;
-        seen.extend(got.into_iter().map(|(_, name)| name));
+        let got = world.listed(after, 7);
+        let Some(last) = got.last() else { break };
+        after = last.cookie;
+        seen.extend(got.iter().map(|entry| String::from_utf8_lossy(&entry.name).into_owned()));
         // What was seen goes, what was seen is replaced, new ones come.
         let gone = format!("f{round}");
         let id = world.volume.lookup(ROOT, gone.as_bytes()).unwrap();
@@ -226,19 +230,12 @@ fn a_listing_ends_although_everything_listed_gets_another_name() {
     }
     let mut seen = Vec::new();
     let mut after = 0;
-    loop {
-        let mut next = None;
-        let first = |entry: &Listed| {
-            next = Some((entry.cookie, entry.id, entry.name.to_vec()));
-            false
-        };
-        world.volume.list(ROOT, after, first).unwrap();
-        let Some((cookie, id, name)) = next else { break };
-        let renamed = [b"new-", name.as_slice()].concat();
-        let op = Op::Rename { id, parent: ROOT, name: &name, new_parent: ROOT, new_name: &renamed, replaced: None };
+    while let [Listed { cookie, name, id, .. }] = &world.listed(after, 1)[..] {
+        let renamed = [b"new-", &name[..]].concat();
+        let op = Op::Rename { id: *id, parent: ROOT, name, new_parent: ROOT, new_name: &renamed, replaced: None };
         world.perform(&op).unwrap();
-        seen.push(id);
-        after = cookie;
+        seen.push(*id);
+        after = *cookie;
     }
     let mut once = seen.clone();
     once.sort_unstable();
