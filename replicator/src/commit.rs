@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use tandem_protocol::ack::{AckRule, Marks, acknowledged};
 use tokio::sync::watch;
 
+use crate::bisect::last_that;
 use crate::clock;
 use crate::crew::{self, Bell, Turn};
 use crate::journal::Journal;
@@ -347,13 +348,4 @@ impl Commit {
             }
         }
     }
-}
-
-/// The highest number for which something holds that holds for `first`, not for `beyond`, and changes once in between.
-fn last_that(mut first: u64, mut beyond: u64, holds: impl Fn(u64) -> bool) -> u64 {
-    while beyond - first > 1 {
-        let middle = first + (beyond - first) / 2;
-        if holds(middle) { first = middle } else { beyond = middle }
-    }
-    first
 }

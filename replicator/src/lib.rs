@@ -24,6 +24,7 @@ pub mod settings;
 pub mod api;
 pub mod apply;
 pub mod aside;
+mod bisect;
 pub mod boot;
 pub mod capture;
 pub mod chance;

@@ -26,6 +26,7 @@ pub use self::tree::{Backing, FileKind};
 
 use self::open::{Descriptors, Folders, backing_of, nanoseconds, stat_at, stat_of};
 use self::tree::{Node, Tree, is_hidden};
+use crate::bisect::last_that;
 use crate::manifest::Manifest;
 use crate::op::codec::ID_MAX;
 use crate::op::{FileId, Op, ROOT};
@@ -307,18 +308,9 @@ impl Volume {
                 // A file system without nameless files: it refuses by itself what is too much.
                 return i64::MAX as u64;
             };
-            let (mut fits, mut beyond) = (0, i64::MAX as u64);
-            if rustix::fs::seek(&file, SeekFrom::Start(beyond)).is_ok() {
-                return beyond;
-            }
-            while beyond - fits > 1 {
-                let middle = fits + (beyond - fits) / 2;
-                match rustix::fs::seek(&file, SeekFrom::Start(middle)) {
-                    Ok(_) => fits = middle,
-                    Err(_) => beyond = middle,
-                }
-            }
-            fits
+            let fits = |size| rustix::fs::seek(&file, SeekFrom::Start(size)).is_ok();
+            let most = i64::MAX as u64;
+            if fits(most) { most } else { last_that(0, most, fits) }
         })
     }
 
