@@ -634,13 +634,16 @@ impl Journal {
         }
     }
 
-    /// Goes on to the next segment when this one cannot take `size` more bytes; prepares that one in time.
+    /// Goes on to the next segment when this one cannot take `size` more bytes; prepares that one in time. Also when this one
+    /// was begun for nobody who waits, and now somebody does: the next is as good as half the price of his syncs (two members
+    /// on one disk: 290 us each, then 175).
     fn make_room(&self, writer: &mut Writer, size: usize) -> Result<(), JournalError> {
         let capacity = writer.current.capacity;
-        if writer.offset + size as u64 <= capacity {
-            if writer.offset > capacity / 2 {
-                self.room.prepare_one(writer.current.is_synced_often());
-            }
+        let is_slow = writer.current.is_slow();
+        if is_slow || writer.offset > capacity / 2 {
+            self.room.prepare_one(writer.current.is_synced_often());
+        }
+        if writer.offset + size as u64 <= capacity && !(is_slow && self.room.has_written()) {
             return Ok(());
         }
         if size as u64 + segment::HEADER_BYTES > self.options.segment_bytes {
