@@ -1127,6 +1127,8 @@ impl Conductor {
             from: from.seq + 1,
             // Also before the peer is required: what it has in memory decides when it can be.
             receipts: self.chosen.settings.ack_policy == AckPolicy::Received,
+            // Whoever waits for it is held as long as for a peer that is lost.
+            patience: Duration::from_millis(self.chosen.settings.hold),
         };
         let heard = Arc::clone(&commit);
         let (latest, mut acks) = watch::channel((0, 0));
@@ -1153,6 +1155,8 @@ impl Conductor {
             drop(kept);
             match why {
                 Some(ship::Ended::Stopped | ship::Ended::Gone) | None => {}
+                // The connection is closed: the peer is lost.
+                Some(why @ ship::Ended::Stuck(_)) => tracing::warn!(%why, "shipping ended"),
                 // A copy would not come from this disk either, and who takes one cannot lead until it is complete.
                 Some(why @ ship::Ended::DiskFailed(_)) => {
                     tracing::error!(%why, "shipping ended");

@@ -40,6 +40,8 @@ pub struct Shipping {
     pub from: u64,
     /// Whether to ask for an acknowledgement of receipt (`ackPolicy: Received`).
     pub receipts: bool,
+    /// A peer that owes an answer and says nothing new for so long cannot follow, however alive it is otherwise.
+    pub patience: Duration,
 }
 
 /// Why shipping ended.
@@ -63,6 +65,9 @@ pub enum Ended {
     /// The disk does not answer: nothing on it is to be had, by a copy least of all.
     #[error("{0}")]
     DiskFailed(String),
+    /// The peer was asked to make records durable, and is not heard of any more: its disk hangs, most likely.
+    #[error("peer lives, but has made nothing durable for {} s", .0.as_secs())]
+    Stuck(Duration),
     /// The peer acknowledged what was never sent.
     #[error("peer acknowledged {acknowledged}, but only {shipped} was sent")]
     FalseAck {
@@ -258,7 +263,7 @@ pub fn ship(
             Err(why) => why,
         };
         running.stop.store(true, Ordering::Release);
-        if let Ended::FalseAck { .. } = &why {
+        if let Ended::FalseAck { .. } | Ended::Stuck(_) = &why {
             running.link.close(shipping.session, &why.to_string());
         }
         end.send_replace(Some(why));
@@ -322,6 +327,25 @@ impl Drop for Shipper {
     }
 }
 
+/// Since when a peer that owes an answer has said nothing new. One that is only slow, or behind a slow line, is heard of after
+/// each mebibyte.
+struct Silence {
+    heard: (u64, u64),
+    since: Duration,
+}
+
+impl Silence {
+    /// How long it has lasted.
+    fn lasts(&mut self, state: &State, asked: u64) -> Duration {
+        let now = clock::monotonic();
+        let heard = (state.taken.load(Ordering::Acquire), state.durable.load(Ordering::Acquire));
+        if heard != self.heard || asked <= heard.1 {
+            *self = Silence { heard, since: now };
+        }
+        now.saturating_sub(self.since)
+    }
+}
+
 async fn run(state: &State) -> Result<(), Ended> {
     let State { journal, link, shipping, .. } = state;
     let send = |header, records| async move {
@@ -329,6 +353,7 @@ async fn run(state: &State) -> Result<(), Ended> {
     };
     let mut appended = journal.appended();
     let mut had_company = false;
+    let mut silence = Silence { heard: (0, 0), since: clock::monotonic() };
     let gone = link.gone(shipping.session);
     tokio::pin!(gone);
     // A peer that lacks nothing is asked too: a master that may not write without it waits for its word.
@@ -339,6 +364,10 @@ async fn run(state: &State) -> Result<(), Ended> {
             return Err(why);
         }
         let mut cursor = state.cursor.lock().await;
+        let silent = silence.lasts(state, cursor.asked);
+        if silent >= shipping.patience {
+            return Err(Ended::Stuck(silent));
+        }
         let end = *appended.borrow_and_update();
         let wanted = state.wanted.load(Ordering::Acquire);
 
@@ -394,6 +423,8 @@ async fn run(state: &State) -> Result<(), Ended> {
             () = &mut gone => return Err(Ended::Gone),
             () = tokio::time::sleep(COMPANY), if !quiet => {}
             () = tokio::time::sleep(NEWS), if news => {}
+            // Others ask the peer without a word to this task.
+            () = tokio::time::sleep(shipping.patience / 4) => {}
         }
     }
     Ok(())

@@ -110,6 +110,8 @@ struct Stream {
     receiver: receive::Receiver,
     refused: mpsc::UnboundedReceiver<ReceiveEvent>,
     committed: Arc<AtomicU64>,
+    /// Of the master, with a replicant that says nothing.
+    patience: Duration,
     _folders: [TempDir; 2],
 }
 
@@ -130,7 +132,18 @@ async fn stream(segment_bytes: u64) -> Stream {
     )
     .unwrap();
     std::mem::forget(b._certificates);
-    Stream { master, replicant, a, b_link: b.link, b_events: b.events, receiver, refused, committed, _folders: folders }
+    Stream {
+        master,
+        replicant,
+        a,
+        b_link: b.link,
+        b_events: b.events,
+        receiver,
+        refused,
+        committed,
+        patience: 2 * PATIENCE,
+        _folders: folders,
+    }
 }
 
 impl Stream {
@@ -152,7 +165,8 @@ impl Stream {
         let following = Following { session: at_b, epoch: 1, nonce: 7, memory_acks: from_memory };
         self.receiver.follow(following, self.replicant.clone());
         let from = self.replicant.end().seq + 1;
-        let shipping = Shipping { session: at_a, epoch: 1, nonce: 7, from, receipts: from_memory };
+        let shipping =
+            Shipping { session: at_a, epoch: 1, nonce: 7, from, receipts: from_memory, patience: self.patience };
         ship(self.master.clone(), self.a.link.clone(), shipping, heard)
     }
 
@@ -322,6 +336,26 @@ async fn records_of_another_generation_are_refused() {
     let ReceiveEvent::Stopped { reason, .. } = timeout(PATIENCE, stream.refused.recv()).await.unwrap().unwrap();
     assert_eq!(reason, NackReason::OtherGeneration);
     assert_eq!(stream.replicant.end().seq, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replicant_that_lives_and_makes_nothing_durable_is_given_up() {
+    let mut stream = stream(1 << 20).await;
+    stream.patience = Duration::from_millis(400);
+    let (at_a, at_b) = (up(&mut stream.a.events).await, up(&mut stream.b_events).await);
+    let shipper = stream.follow(at_a, at_b, false, |_| {});
+    let last = stream.write(3, 100);
+    shipper.want_durable(last);
+    until("durable", || shipper.acknowledged().durable == last).await;
+    // Nothing is asked of it: it may be silent for as long as it likes.
+    tokio::time::sleep(3 * stream.patience).await;
+    assert_eq!(*shipper.ended().borrow(), None);
+    // As if its disk hung: the frames wait, and heartbeats come.
+    stream.receiver.stop();
+    shipper.want_durable(stream.write(1, 100));
+    until("the end of the shipment", || shipper.ended().borrow().is_some()).await;
+    assert!(matches!(*shipper.ended().borrow(), Some(Ended::Stuck(_))));
+    assert_eq!(down(&mut stream.a.events).await.0, at_a);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

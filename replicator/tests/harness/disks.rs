@@ -20,6 +20,21 @@ impl Disk {
         run("mount", &[Path::new("-o"), Path::new("loop"), &image, place]);
         Self { _image: folder, place: place.to_path_buf() }
     }
+
+    /// Whatever would change it hangs until this is dropped.
+    pub(crate) fn freeze(&self) -> Frozen<'_> {
+        run("fsfreeze", &[Path::new("--freeze"), &self.place]);
+        Frozen(self)
+    }
+}
+
+/// A file system that stands still.
+pub(crate) struct Frozen<'a>(&'a Disk);
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        Command::new("fsfreeze").arg("--unfreeze").arg(&self.0.place).status().unwrap();
+    }
 }
 
 impl Drop for Disk {
