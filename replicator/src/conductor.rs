@@ -67,6 +67,8 @@ const SAVED_SHOWN_MAX: usize = 16;
 const MARKS_INTERVAL: Duration = Duration::from_millis(5);
 /// How long the end of this process waits for the peer to take its last words.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// A disk that takes longer hangs; one that is busy with a checkpoint may take some seconds.
+const HANG_MIN: Duration = Duration::from_secs(10);
 /// A testimony that is not given yet is asked for again.
 const TESTIFY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -1127,8 +1129,8 @@ impl Conductor {
             from: from.seq + 1,
             // Also before the peer is required: what it has in memory decides when it can be.
             receipts: self.chosen.settings.ack_policy == AckPolicy::Received,
-            // Whoever waits for it is held as long as for a peer that is lost.
-            patience: Duration::from_millis(self.chosen.settings.hold),
+            // Whoever waits for it is held as long as for a peer that is lost, but no disk is given up for a hiccup.
+            patience: Duration::from_millis(self.chosen.settings.hold).max(HANG_MIN),
         };
         let heard = Arc::clone(&commit);
         let (latest, mut acks) = watch::channel((0, 0));

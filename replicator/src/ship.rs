@@ -99,6 +99,8 @@ struct State {
     durable: AtomicU64,
     stop: AtomicBool,
     false_ack: Mutex<Option<Ended>>,
+    /// When the peer last acknowledged more than before.
+    heard: Mutex<Duration>,
     in_flight: Mutex<InFlight>,
     wake: Notify,
 }
@@ -112,6 +114,8 @@ struct Cursor {
     told: u64,
     /// When records were sent last.
     sent: Duration,
+    /// Since when the peer owes an answer to what it was asked, if it does.
+    owed: Duration,
 }
 
 #[derive(Default)]
@@ -129,9 +133,11 @@ impl State {
             self.wake.notify_one();
             return false;
         }
-        self.taken.fetch_max(ack.taken, Ordering::AcqRel);
+        let takes_more = self.taken.fetch_max(ack.taken, Ordering::AcqRel) < ack.taken;
         self.received.fetch_max(ack.received, Ordering::AcqRel);
-        self.durable.fetch_max(ack.durable, Ordering::AcqRel);
+        if self.durable.fetch_max(ack.durable, Ordering::AcqRel) < ack.durable || takes_more {
+            *self.heard.lock() = clock::monotonic();
+        }
         let mut flight = self.in_flight.lock();
         let was_full = flight.bytes >= RECORDS_WINDOW_BYTES;
         while let Some((_, bytes)) = flight.frames.front().copied().filter(|(last, _)| *last <= ack.taken) {
@@ -180,17 +186,37 @@ impl State {
         let header = self.header(sync);
         cursor.told = header.committed;
         if sync {
-            cursor.asked = last;
+            self.ask(cursor, last);
         }
         cursor.next = last + 1;
         cursor.sent = clock::monotonic();
         header
     }
 
+    fn ask(&self, cursor: &mut Cursor, last: u64) {
+        if cursor.asked <= self.durable.load(Ordering::Acquire) {
+            cursor.owed = clock::monotonic();
+        }
+        cursor.asked = last;
+    }
+
+    /// For how long a peer that owes an answer has said nothing new: one that was asked, or that has taken nothing of a whole
+    /// window. One that is only slow, or behind a slow line, is heard of after each mebibyte.
+    fn silent(&self, cursor: &Cursor) -> Duration {
+        let since = if cursor.asked > self.durable.load(Ordering::Acquire) {
+            cursor.owed
+        } else if self.window_is_full() {
+            cursor.sent
+        } else {
+            return Duration::ZERO;
+        };
+        clock::monotonic().saturating_sub(since.max(*self.heard.lock()))
+    }
+
     /// The wish that everything that was sent becomes durable.
     fn wish(&self, cursor: &mut Cursor) -> RecordsHeader {
         let header = self.header(true);
-        cursor.asked = cursor.next - 1;
+        self.ask(cursor, cursor.next - 1);
         cursor.told = header.committed;
         header
     }
@@ -230,7 +256,8 @@ pub fn ship(
     heard: impl Fn(Ack) + Send + Sync + 'static,
 ) -> Shipper {
     let had = shipping.from.saturating_sub(1);
-    let cursor = Cursor { next: shipping.from, asked: 0, told: 0, sent: clock::monotonic() };
+    let now = clock::monotonic();
+    let cursor = Cursor { next: shipping.from, asked: 0, told: 0, sent: now, owed: now };
     let state = Arc::new(State {
         journal,
         link,
@@ -244,6 +271,7 @@ pub fn ship(
         durable: AtomicU64::new(0),
         stop: AtomicBool::new(false),
         false_ack: Mutex::new(None),
+        heard: Mutex::new(now),
         in_flight: Mutex::default(),
         wake: Notify::new(),
     });
@@ -327,25 +355,6 @@ impl Drop for Shipper {
     }
 }
 
-/// Since when a peer that owes an answer has said nothing new. One that is only slow, or behind a slow line, is heard of after
-/// each mebibyte.
-struct Silence {
-    heard: (u64, u64),
-    since: Duration,
-}
-
-impl Silence {
-    /// How long it has lasted.
-    fn lasts(&mut self, state: &State, asked: u64) -> Duration {
-        let now = clock::monotonic();
-        let heard = (state.taken.load(Ordering::Acquire), state.durable.load(Ordering::Acquire));
-        if heard != self.heard || asked <= heard.1 {
-            *self = Silence { heard, since: now };
-        }
-        now.saturating_sub(self.since)
-    }
-}
-
 async fn run(state: &State) -> Result<(), Ended> {
     let State { journal, link, shipping, .. } = state;
     let send = |header, records| async move {
@@ -353,7 +362,6 @@ async fn run(state: &State) -> Result<(), Ended> {
     };
     let mut appended = journal.appended();
     let mut had_company = false;
-    let mut silence = Silence { heard: (0, 0), since: clock::monotonic() };
     let gone = link.gone(shipping.session);
     tokio::pin!(gone);
     // A peer that lacks nothing is asked too: a master that may not write without it waits for its word.
@@ -364,7 +372,7 @@ async fn run(state: &State) -> Result<(), Ended> {
             return Err(why);
         }
         let mut cursor = state.cursor.lock().await;
-        let silent = silence.lasts(state, cursor.asked);
+        let silent = state.silent(&cursor);
         if silent >= shipping.patience {
             return Err(Ended::Stuck(silent));
         }

@@ -363,17 +363,18 @@ impl Room {
         Ok(Arc::new(segment))
     }
 
-    /// Puts a segment's file among the prepared ones, unless there are enough, or somebody still reads it, or it is no better
-    /// than a new one.
+    /// Puts a segment's file among the prepared ones, unless there are enough, or somebody still reads it. One that is no better
+    /// than a new one is kept where there is none: on a volume that fills up meanwhile it is the only room that is left.
     pub(super) fn recycle(&self, segment: Arc<Segment>) -> io::Result<()> {
         let mut ready = self.shared.ready.lock();
-        let is_of_use = Arc::strong_count(&segment) == 1 && segment.capacity == self.bytes && segment.is_used_up();
-        if ready.len() >= PREPARED_MAX || !is_of_use {
+        let is_written = segment.is_used_up();
+        let is_of_use = Arc::strong_count(&segment) == 1 && segment.capacity == self.bytes;
+        if ready.len() >= PREPARED_MAX || !is_of_use || !(is_written || ready.is_empty()) {
             return std::fs::remove_file(&segment.path);
         }
         let path = self.shared.name(&self.folder);
         disk::name_segment(&segment.path, &path)?;
-        ready.push(Ready { path, is_written: true });
+        ready.push(Ready { path, is_written });
         Ok(())
     }
 }

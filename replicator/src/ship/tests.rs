@@ -359,6 +359,25 @@ async fn a_replicant_that_lives_and_makes_nothing_durable_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replicant_that_takes_nothing_of_a_whole_window_is_given_up() {
+    let mut stream = stream(32 << 20).await;
+    stream.patience = Duration::from_millis(400);
+    let (at_a, at_b) = (up(&mut stream.a.events).await, up(&mut stream.b_events).await);
+    let shipper = stream.follow(at_a, at_b, false, |_| {});
+    let last = stream.write(1, 100);
+    shipper.want_durable(last);
+    until("durable", || shipper.acknowledged().durable == last).await;
+    stream.receiver.stop();
+    // Nobody waits for these; then somebody does, who cannot even be asked for any more.
+    let last = stream.write(12, 1 << 20);
+    until("a full window", || shipper.state.window_is_full()).await;
+    shipper.want_durable(last);
+    until("the end of the shipment", || shipper.ended().borrow().is_some()).await;
+    assert!(matches!(*shipper.ended().borrow(), Some(Ended::Stuck(_))));
+    assert_eq!(down(&mut stream.a.events).await.0, at_a);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acknowledgement_of_what_was_never_sent_ends_the_connection() {
     let mut stream = stream(1 << 20).await;
     let shipper = stream.connect().await;
