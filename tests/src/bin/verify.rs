@@ -313,16 +313,17 @@ fn fuzz_one(program: &Path, target: &str, place: &Path, seconds: u64, deep: bool
     bail!("{}\n{story}", output.status)
 }
 
-/// A program of somebody else's, built into the cache the first time.
+/// A program of somebody else's, built into the cache the first time, and again for another version.
 fn tool(name: &str, version: &str) -> Result<PathBuf> {
     let tools = cache().join("tools");
     let program = tools.join("bin").join(name);
-    if !program.exists() {
+    let installed = std::fs::read_to_string(tools.join(".crates.toml")).unwrap_or_default();
+    if !program.exists() || !installed.contains(&format!("\"{name} {version} ")) {
         let (root, build) = (tools.display().to_string(), tools.join("build"));
         let place = build.display().to_string();
         eprintln!("building {name} (once, some minutes)");
         // Not optimised: it is built more often than it would save time.
-        let words = ["install", "--quiet", "--debug", "--locked", "--root", &root, "--target-dir", &place];
+        let words = ["install", "--quiet", "--force", "--debug", "--locked", "--root", &root, "--target-dir", &place];
         cargo(&[&words[..], &["--version", version, name]].concat())?;
         std::fs::remove_dir_all(&build).context("remove what the build left")?;
     }

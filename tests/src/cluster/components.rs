@@ -87,6 +87,7 @@ pub fn prepare(cache: &Path) -> Result<()> {
     packages()?;
     fs::create_dir_all(cache.join("bin")).context("create the cache")?;
     for module in modules() {
+        forget_others(cache, &module)?;
         let missing: Vec<_> =
             module.programs.iter().filter(|(name, _)| !cache.join("bin").join(name).exists()).collect();
         if missing.is_empty() {
@@ -99,6 +100,24 @@ pub fn prepare(cache: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes what was built of another version: the cache outlives the version that filled it.
+fn forget_others(cache: &Path, module: &Module) -> Result<()> {
+    let source = cache.join("src").join(module.name);
+    let (stamp, wanted) = (source.join("built-of"), format!("{}{}", module.requires, module.flags));
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    let old = module.programs.iter().map(|(name, _)| cache.join("bin").join(name)).filter(|program| program.exists());
+    for program in old {
+        fs::remove_file(&program).with_context(|| format!("remove {} of another version", program.display()))?;
+    }
+    if source.exists() {
+        fs::remove_dir_all(&source).with_context(|| format!("remove {}", source.display()))?;
+    }
+    fs::create_dir_all(&source).with_context(|| format!("create {}", source.display()))?;
+    fs::write(&stamp, wanted).with_context(|| format!("write {}", stamp.display()))
 }
 
 /// Installs the Debian packages whose file is missing.
