@@ -67,8 +67,8 @@ const SAVED_SHOWN_MAX: usize = 16;
 const MARKS_INTERVAL: Duration = Duration::from_millis(5);
 /// How long the end of this process waits for the peer to take its last words.
 const LAST_WORDS: Duration = Duration::from_millis(500);
-/// A disk that takes longer hangs; one that is busy with a checkpoint may take some seconds.
-const HANG_MIN: Duration = Duration::from_secs(10);
+/// A disk that takes longer hangs; one that is busy, or full, may take ten seconds and more.
+const HANG_MIN: Duration = Duration::from_secs(30);
 /// A testimony that is not given yet is asked for again.
 const TESTIFY_AGAIN: Duration = Duration::from_secs(1);
 

@@ -634,36 +634,24 @@ impl Journal {
         }
     }
 
-    /// Goes on to the next segment when this one cannot take `size` more bytes; prepares that one in time. Also when this one
-    /// was begun for nobody who waits, and now somebody does: the next is as good as half the price of his syncs (two members
-    /// on one disk: 290 us each, then 175).
+    /// Goes on to the next segment when this one cannot take `size` more bytes; prepares that one in time.
     fn make_room(&self, writer: &mut Writer, size: usize) -> Result<(), JournalError> {
         let capacity = writer.current.capacity;
-        // One that holds nothing is not left: the next would have the same name.
-        let is_slow = writer.current.is_slow() && writer.end.seq > writer.current.previous.seq;
-        if is_slow || writer.offset > capacity / 2 {
-            self.room.prepare_one(writer.current.is_synced_often());
-        }
-        let fits = writer.offset + size as u64 <= capacity;
-        if fits && !(is_slow && self.room.has_written()) {
+        if writer.offset + size as u64 <= capacity {
+            if writer.offset > capacity / 2 {
+                self.room.prepare_one(writer.current.is_synced_often());
+            }
             return Ok(());
         }
         if size as u64 + segment::HEADER_BYTES > self.options.segment_bytes {
             return Err(JournalError::TooLong(size));
         }
-        let begun = self.room.segment(segment::Beginning {
+        let segment = self.room.segment(segment::Beginning {
             previous: writer.end,
             pair: self.options.pair,
             committed: writer.committed,
             durable: self.durable(),
-        });
-        let segment = match begun {
-            Err(error) if fits => {
-                tracing::warn!(%error, "the journal stays in a segment whose syncs take longer");
-                return Ok(());
-            }
-            begun => begun?,
-        };
+        })?;
         self.segments.write().push(segment.clone());
         writer.offset = segment.end_offset();
         writer.current = segment;

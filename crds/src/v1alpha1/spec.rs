@@ -189,7 +189,7 @@ pub struct Replication {
     /// With `Async`: how many bytes of acknowledged writes may be lost with the active member (default 67108864).
     #[schemars(range(min = 65536, max = 1099511627776i64))]
     pub max_lag_bytes: i64,
-    /// How long operations that cannot be acknowledged wait before they fail with EIO, in seconds (default 30); a peer that lives but makes nothing durable for so long (at least 10 s), because its disk hangs, is given up.
+    /// How long operations that cannot be acknowledged wait before they fail with EIO, in seconds (default 30); a peer that lives but makes nothing durable for so long (at least 30 s), because its disk hangs, is given up.
     #[schemars(range(min = 1, max = 3600))]
     pub hold_seconds: i64,
     /// Whether a member that has recorded that it is alone goes on without the API server (default true).

@@ -11,7 +11,6 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use tandem_protocol::Position;
@@ -28,11 +27,9 @@ const VERSION: u32 = 1;
 /// Every so many bytes a segment remembers a place, so that a read need not begin at its start.
 pub(super) const POINT_BYTES: u64 = 16 << 10;
 /// A segment that was synced so often belongs to somebody who waits for syncs: the next one is worth its zeros.
-pub(super) const SYNCED_OFTEN: u32 = 16;
+const SYNCED_OFTEN: u32 = 16;
 /// Prepared files that are kept; more are given back to the volume.
 const PREPARED_MAX: usize = 4;
-/// After a file could not be prepared nobody asks for another one for so long: on a full volume every append would.
-const PAUSE: Duration = Duration::from_secs(1);
 
 /// What a segment says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +54,6 @@ pub(super) struct Segment {
     pub(super) previous: Position,
     pub(super) tag: u64,
     pub(super) capacity: u64,
-    /// Its blocks have been written before, so that a sync has nothing to log but data.
-    is_written: bool,
     /// Its name is not yet synced.
     unnamed: AtomicBool,
     syncs: AtomicU32,
@@ -71,7 +66,7 @@ struct Extent {
 }
 
 impl Segment {
-    /// A segment as recovery found it. Most have been used before, or were made for somebody who waits for syncs.
+    /// A segment as recovery found it.
     pub(super) fn found(
         file: File,
         path: PathBuf,
@@ -87,7 +82,6 @@ impl Segment {
             previous: beginning.previous,
             tag,
             capacity,
-            is_written: true,
             unnamed: AtomicBool::new(false),
             syncs: AtomicU32::new(0),
             extent: Mutex::new(Extent { end, points }),
@@ -161,16 +155,6 @@ impl Segment {
     /// Whether somebody waits for what is written to it, again and again.
     pub(super) fn is_synced_often(&self) -> bool {
         self.syncs.load(Ordering::Relaxed) >= SYNCED_OFTEN
-    }
-
-    /// Whether somebody waits longer than with another segment: each of his syncs logs the conversion of blocks, too.
-    pub(super) fn is_slow(&self) -> bool {
-        !self.is_written && self.is_synced_often()
-    }
-
-    /// Whether hardly a block of it was left out.
-    fn is_used_up(&self) -> bool {
-        self.is_written || self.end_offset() >= self.capacity - self.capacity / 16
     }
 }
 
@@ -246,15 +230,8 @@ impl Drop for Room {
     }
 }
 
-/// A file that waits for its use.
-struct Ready {
-    path: PathBuf,
-    /// Its blocks have been written before.
-    is_written: bool,
-}
-
 struct Prepared {
-    ready: Mutex<Vec<Ready>>,
+    ready: Mutex<Vec<PathBuf>>,
     asked: AtomicBool,
     /// With zeros, not only with room.
     zeros: AtomicBool,
@@ -281,7 +258,7 @@ impl Room {
             match number.parse::<u64>() {
                 Ok(number) if whole && ready.len() < PREPARED_MAX => {
                     names = names.max(number + 1);
-                    ready.push(Ready { path: file.path(), is_written: true });
+                    ready.push(file.path());
                 }
                 // Half prepared, of another size, or one too many.
                 Ok(_) | Err(_) => std::fs::remove_file(file.path()).map_err(io_error("remove prepared segment"))?,
@@ -296,19 +273,17 @@ impl Room {
         });
         let bell = Bell::default();
         let (worker, place) = (shared.clone(), folder.to_path_buf());
-        let prepare = move |is_pause_over: bool| {
+        let prepare = move |_| {
             if worker.ended.load(Ordering::Acquire) {
                 return Turn::Done;
             }
-            if worker.asked.load(Ordering::Acquire)
-                && !is_pause_over
-                && let Err(error) = worker.prepare(&place, bytes)
-            {
-                // Not final: the append that needs the room tries again and reports it.
-                tracing::warn!(%error, "prepare journal segment");
-                return Turn::Wait(Some(PAUSE));
+            if worker.asked.load(Ordering::Acquire) {
+                if let Err(error) = worker.prepare(&place, bytes) {
+                    // Not final: the append that needs the room tries again and reports it.
+                    tracing::warn!(%error, "prepare journal segment");
+                }
+                worker.asked.store(false, Ordering::Release);
             }
-            worker.asked.store(false, Ordering::Release);
             Turn::Wait(None)
         };
         let worker = crew::hire("journal-room", &bell, prepare).map_err(io_error("start the journal's worker"))?;
@@ -320,15 +295,10 @@ impl Room {
         self.shared.ready.lock().len() as u64
     }
 
-    /// Whether a file is ready whose blocks have been written before.
-    pub(super) fn has_written(&self) -> bool {
-        self.shared.is_ready(true)
-    }
-
     /// Sees to it, without waiting, that a file is ready soon. Zeros are for those who wait for syncs: for a stream they are as
     /// much to write again as the stream itself (2.5 GiB on a Durable pair: 370 to 440 MiB/s).
     pub(super) fn prepare_one(&self, zeros: bool) {
-        if !self.shared.is_ready(zeros) && !self.shared.asked.swap(true, Ordering::AcqRel) {
+        if self.shared.ready.lock().is_empty() && !self.shared.asked.swap(true, Ordering::AcqRel) {
             self.shared.zeros.store(zeros, Ordering::Release);
             // If the worker died, `segment` makes the room itself.
             self.bell.ring();
@@ -341,13 +311,14 @@ impl Room {
             source if is_want_of_room(&source) => JournalError::Full(source),
             source => JournalError::Io { step: "prepare journal segment", source },
         };
-        let Ready { path: prepared, is_written } = match self.shared.take() {
-            Some(ready) => ready,
+        let ready = self.shared.ready.lock().pop();
+        let prepared = match ready {
+            Some(prepared) => prepared,
             // Faster than the preparing worker: room without zeros will do, for its syncs are slower but nobody waits now.
             None => {
-                let path = self.shared.name(&self.folder);
-                disk::create_with_room(&path, self.bytes).map_err(full)?;
-                Ready { path, is_written: false }
+                let prepared = self.shared.name(&self.folder);
+                disk::create_with_room(&prepared, self.bytes).map_err(full)?;
+                prepared
             }
         };
         let file =
@@ -357,24 +328,20 @@ impl Room {
         let path = self.folder.join(name(beginning.previous.seq + 1));
         disk::name_segment(&prepared, &path).map_err(io_error("name segment"))?;
         let start = Place { offset: HEADER_BYTES, before: beginning.previous };
-        let mut segment = Segment::found(file, path, &beginning, tag, self.bytes, vec![start], HEADER_BYTES);
-        segment.is_written = is_written;
+        let segment = Segment::found(file, path, &beginning, tag, self.bytes, vec![start], HEADER_BYTES);
         segment.unnamed.store(true, Ordering::Release);
         Ok(Arc::new(segment))
     }
 
-    /// Puts a segment's file among the prepared ones, unless there are enough, or somebody still reads it. One that is no better
-    /// than a new one is kept where there is none: on a volume that fills up meanwhile it is the only room that is left.
+    /// Puts a segment's file among the prepared ones, unless there are enough, or somebody still reads it.
     pub(super) fn recycle(&self, segment: Arc<Segment>) -> io::Result<()> {
         let mut ready = self.shared.ready.lock();
-        let is_written = segment.is_used_up();
-        let is_of_use = Arc::strong_count(&segment) == 1 && segment.capacity == self.bytes;
-        if ready.len() >= PREPARED_MAX || !is_of_use || !(is_written || ready.is_empty()) {
+        if ready.len() >= PREPARED_MAX || Arc::strong_count(&segment) > 1 || segment.capacity != self.bytes {
             return std::fs::remove_file(&segment.path);
         }
-        let path = self.shared.name(&self.folder);
-        disk::name_segment(&segment.path, &path)?;
-        ready.push(Ready { path, is_written });
+        let prepared = self.shared.name(&self.folder);
+        disk::name_segment(&segment.path, &prepared)?;
+        ready.push(prepared);
         Ok(())
     }
 }
@@ -384,33 +351,20 @@ impl Prepared {
         folder.join(format!("spare-{}", self.names.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// Whether there is a file ready, or, if that is wanted, one whose blocks have been written.
-    fn is_ready(&self, written: bool) -> bool {
-        self.ready.lock().iter().any(|ready| ready.is_written || !written)
-    }
-
-    /// The best of what is ready.
-    fn take(&self) -> Option<Ready> {
-        let mut ready = self.ready.lock();
-        let best = ready.iter().rposition(|ready| ready.is_written).or(ready.len().checked_sub(1))?;
-        Some(ready.swap_remove(best))
-    }
-
     /// Makes a file ready if none is.
     fn prepare(&self, folder: &Path, bytes: u64) -> io::Result<()> {
-        let zeros = self.zeros.load(Ordering::Acquire);
-        if self.is_ready(zeros) {
+        if !self.ready.lock().is_empty() {
             return Ok(());
         }
-        let path = self.name(folder);
-        let half = path.with_extension("half");
-        if zeros {
+        let prepared = self.name(folder);
+        let half = prepared.with_extension("half");
+        if self.zeros.load(Ordering::Acquire) {
             disk::create_with_zeros(&half, bytes)?;
         } else {
             disk::create_with_room(&half, bytes)?;
         }
-        disk::name_segment(&half, &path)?;
-        self.ready.lock().push(Ready { path, is_written: zeros });
+        disk::name_segment(&half, &prepared)?;
+        self.ready.lock().push(prepared);
         Ok(())
     }
 }

@@ -44,7 +44,7 @@ struct Arguments {
 /// Worlds that the simulation plays in every run.
 const SEEDS: u64 = 2_000;
 /// How long random faults are played when nobody says how long.
-const SAMPLE_MINUTES: u64 = 10;
+const SAMPLE_MINUTES: u64 = 5;
 
 /// What happened to a step.
 struct Tally {
