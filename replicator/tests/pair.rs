@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use harness::disks::Disk;
 use harness::{Pair, append, judge};
 use serde_json::{Value, json};
 use tandem_protocol::identity::MemberName;
@@ -51,27 +50,6 @@ fn a_pair_is_founded_copied_and_taken_over() {
     for member in ["a", "b"] {
         judge(&pair.volume(member).join("log"), acknowledged);
     }
-}
-
-#[test]
-fn a_replicant_whose_disk_hangs_is_given_up_and_catches_up_later() {
-    let mut pair = Pair::new();
-    let disk = Disk::mounted("ext4", 256, &pair.volume("b"));
-    pair.start("a");
-    pair.start("b");
-    pair.wait_in_sync("a");
-    let log = pair.mount("a").join("log");
-    let acknowledged = append(&log, 0, 50);
-    let frozen = disk.freeze();
-    // It goes on answering heartbeats. The first of these waits until the master has put up with it for long enough.
-    let acknowledged = append(&log, acknowledged, 50);
-    assert_eq!(acknowledged, 100);
-    assert_eq!(pair.shown("a")["state"], "PrimaryAlone");
-    drop(frozen);
-    pair.wait_in_sync("a");
-    pair.kill("a");
-    pair.wait_serving("b");
-    judge(&pair.mount("b").join("log"), acknowledged);
 }
 
 #[test]

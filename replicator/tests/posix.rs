@@ -13,9 +13,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use harness::Pair;
 use harness::disks::Disk;
 use harness::trees::equal;
+use harness::{Pair, append, judge};
 use rustix::io::Errno;
 
 /// Who has no rights of his own.
@@ -273,4 +273,26 @@ fn a_full_volume_is_told_as_such_and_leaves_both_members_equal() {
         pair.stop("b");
         pair.stop("a");
     }
+}
+
+#[test]
+#[ignore = "mounts and freezes a file system: cargo verify -- --only posix"]
+fn a_replicant_whose_disk_hangs_is_given_up_and_catches_up_later() {
+    let mut pair = Pair::new();
+    let disk = Disk::mounted("ext4", 256, &pair.volume("b"));
+    pair.start("a");
+    pair.start("b");
+    pair.wait_in_sync("a");
+    let log = pair.mount("a").join("log");
+    let acknowledged = append(&log, 0, 50);
+    let frozen = disk.freeze();
+    // The first of these waits until the master goes on alone.
+    let acknowledged = append(&log, acknowledged, 50);
+    assert_eq!(acknowledged, 100);
+    assert_eq!(pair.shown("a")["state"], "PrimaryAlone");
+    drop(frozen);
+    pair.wait_in_sync("a");
+    pair.kill("a");
+    pair.wait_serving("b");
+    judge(&pair.mount("b").join("log"), acknowledged);
 }

@@ -338,43 +338,45 @@ async fn records_of_another_generation_are_refused() {
     assert_eq!(stream.replicant.end().seq, 0);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_replicant_that_lives_and_makes_nothing_durable_is_given_up() {
-    let mut stream = stream(1 << 20).await;
+/// A stream whose master does not put up with silence, and whose replicant has everything so far.
+async fn impatient(segment_bytes: u64) -> (Stream, Shipper) {
+    let mut stream = stream(segment_bytes).await;
     stream.patience = Duration::from_millis(400);
-    let (at_a, at_b) = (up(&mut stream.a.events).await, up(&mut stream.b_events).await);
-    let shipper = stream.follow(at_a, at_b, false, |_| {});
+    let shipper = stream.connect().await;
     let last = stream.write(3, 100);
     shipper.want_durable(last);
     until("durable", || shipper.acknowledged().durable == last).await;
+    (stream, shipper)
+}
+
+/// The master closes the connection, and says why.
+async fn is_given_up(mut stream: Stream, shipper: Shipper) {
+    until("the end of the shipment", || shipper.ended().borrow().is_some()).await;
+    assert!(matches!(*shipper.ended().borrow(), Some(Ended::Stuck(_))));
+    assert_eq!(down(&mut stream.a.events).await.0, shipper.state.shipping.session);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replicant_that_lives_and_makes_nothing_durable_is_given_up() {
+    let (stream, shipper) = impatient(1 << 20).await;
     // Nothing is asked of it: it may be silent for as long as it likes.
     tokio::time::sleep(3 * stream.patience).await;
     assert_eq!(*shipper.ended().borrow(), None);
     // As if its disk hung: the frames wait, and heartbeats come.
     stream.receiver.stop();
     shipper.want_durable(stream.write(1, 100));
-    until("the end of the shipment", || shipper.ended().borrow().is_some()).await;
-    assert!(matches!(*shipper.ended().borrow(), Some(Ended::Stuck(_))));
-    assert_eq!(down(&mut stream.a.events).await.0, at_a);
+    is_given_up(stream, shipper).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replicant_that_takes_nothing_of_a_whole_window_is_given_up() {
-    let mut stream = stream(32 << 20).await;
-    stream.patience = Duration::from_millis(400);
-    let (at_a, at_b) = (up(&mut stream.a.events).await, up(&mut stream.b_events).await);
-    let shipper = stream.follow(at_a, at_b, false, |_| {});
-    let last = stream.write(1, 100);
-    shipper.want_durable(last);
-    until("durable", || shipper.acknowledged().durable == last).await;
+    let (stream, shipper) = impatient(32 << 20).await;
     stream.receiver.stop();
     // Nobody waits for these; then somebody does, who cannot even be asked for any more.
     let last = stream.write(12, 1 << 20);
     until("a full window", || shipper.state.window_is_full()).await;
     shipper.want_durable(last);
-    until("the end of the shipment", || shipper.ended().borrow().is_some()).await;
-    assert!(matches!(*shipper.ended().borrow(), Some(Ended::Stuck(_))));
-    assert_eq!(down(&mut stream.a.events).await.0, at_a);
+    is_given_up(stream, shipper).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
