@@ -29,7 +29,7 @@ impl Look {
 
 pub(crate) type Tree = BTreeMap<PathBuf, Look>;
 
-/// Everything below a folder but Tandem's own.
+/// Everything below a folder but Tandem's own, and the file system's.
 pub(crate) fn tree(root: &Path) -> Tree {
     let mut found = Tree::new();
     let mut open = vec![root.to_path_buf()];
@@ -37,7 +37,7 @@ pub(crate) fn tree(root: &Path) -> Tree {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             let path = entry.path();
             let Ok(look) = path.symlink_metadata() else { continue };
-            if entry.file_name() == ".tandem" {
+            if entry.file_name() == ".tandem" || entry.file_name() == "lost+found" {
                 continue;
             }
             let content = if look.is_file() {
