@@ -407,6 +407,11 @@ impl Journal {
         (self.segments.read().len() as u64 + self.room.prepared()) * self.options.segment_bytes
     }
 
+    /// Bytes that the journal will need before long to go on: none while a segment is prepared.
+    pub fn room_wanted(&self) -> u64 {
+        if self.room.prepared() == 0 { self.options.segment_bytes } else { 0 }
+    }
+
     /// Where the history stands with record `seq`, if the journal still knows: from one before its first record to its end.
     /// An error: the journal holds the record and cannot read it.
     pub fn position_at(&self, seq: u64) -> Result<Option<Position>, ReadError> {
@@ -568,11 +573,13 @@ impl Journal {
             let keep_from = segments.partition_point(|segment| segment.previous.seq < seq).saturating_sub(1);
             segments.drain(..keep_from).collect()
         };
-        if forgotten.is_empty() {
-            return Ok(());
-        }
+        let is_any = !forgotten.is_empty();
         for segment in forgotten {
             self.room.recycle(segment).map_err(io_error("recycle segment"))?;
+        }
+        self.room.give_back().map_err(io_error("remove prepared segment"))?;
+        if !is_any {
+            return Ok(());
         }
         // Before their room is used again they must be gone for good: a segment that came back would look like a hole.
         disk::sync_folder(&self.folder).map_err(io_error("forget segments"))
@@ -634,24 +641,37 @@ impl Journal {
         }
     }
 
-    /// Goes on to the next segment when this one cannot take `size` more bytes; prepares that one in time.
+    /// Goes on to the next segment when this one cannot take `size` more bytes; prepares that one in time. Also when this one
+    /// was begun for nobody who waits, and now somebody does: the next is as good as half the price of his syncs (two members
+    /// on one disk: 290 us each, then 175). Not on a volume that is nearly full: what is left half used takes room, too.
     fn make_room(&self, writer: &mut Writer, size: usize) -> Result<(), JournalError> {
         let capacity = writer.current.capacity;
-        if writer.offset + size as u64 <= capacity {
-            if writer.offset > capacity / 2 {
-                self.room.prepare_one(writer.current.is_synced_often());
-            }
+        // One that holds nothing is not left: the next would have the same name.
+        let is_slow =
+            writer.current.is_slow() && self.room.has_plenty() && writer.end.seq > writer.current.previous.seq;
+        if is_slow || writer.offset > capacity / 2 {
+            self.room.prepare_one(writer.current.is_synced_often());
+        }
+        let fits = writer.offset + size as u64 <= capacity;
+        if fits && !(is_slow && self.room.has_written()) {
             return Ok(());
         }
         if size as u64 + segment::HEADER_BYTES > self.options.segment_bytes {
             return Err(JournalError::TooLong(size));
         }
-        let segment = self.room.segment(segment::Beginning {
+        let begun = self.room.segment(segment::Beginning {
             previous: writer.end,
             pair: self.options.pair,
             committed: writer.committed,
             durable: self.durable(),
-        })?;
+        });
+        let segment = match begun {
+            Err(error) if fits => {
+                tracing::warn!(%error, "the journal stays in a segment whose syncs take longer");
+                return Ok(());
+            }
+            begun => begun?,
+        };
         self.segments.write().push(segment.clone());
         writer.offset = segment.end_offset();
         writer.current = segment;

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tandem_protocol::Position;
@@ -27,9 +28,13 @@ const VERSION: u32 = 1;
 /// Every so many bytes a segment remembers a place, so that a read need not begin at its start.
 pub(super) const POINT_BYTES: u64 = 16 << 10;
 /// A segment that was synced so often belongs to somebody who waits for syncs: the next one is worth its zeros.
-const SYNCED_OFTEN: u32 = 16;
+pub(super) const SYNCED_OFTEN: u32 = 16;
 /// Prepared files that are kept; more are given back to the volume.
 const PREPARED_MAX: usize = 4;
+/// With room for fewer segments the volume is nearly full: files are kept and made only for what comes next.
+const PLENTY: u64 = 8;
+/// After a file could not be prepared nobody asks for another one for so long: on a full volume every append would.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What a segment says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +59,8 @@ pub(super) struct Segment {
     pub(super) previous: Position,
     pub(super) tag: u64,
     pub(super) capacity: u64,
+    /// Its blocks have been written before, so that a sync has nothing to log but data.
+    is_written: bool,
     /// Its name is not yet synced.
     unnamed: AtomicBool,
     syncs: AtomicU32,
@@ -66,7 +73,7 @@ struct Extent {
 }
 
 impl Segment {
-    /// A segment as recovery found it.
+    /// A segment as recovery found it. Most have been used before, or were made for somebody who waits for syncs.
     pub(super) fn found(
         file: File,
         path: PathBuf,
@@ -82,6 +89,7 @@ impl Segment {
             previous: beginning.previous,
             tag,
             capacity,
+            is_written: true,
             unnamed: AtomicBool::new(false),
             syncs: AtomicU32::new(0),
             extent: Mutex::new(Extent { end, points }),
@@ -155,6 +163,16 @@ impl Segment {
     /// Whether somebody waits for what is written to it, again and again.
     pub(super) fn is_synced_often(&self) -> bool {
         self.syncs.load(Ordering::Relaxed) >= SYNCED_OFTEN
+    }
+
+    /// Whether somebody waits longer than with another segment: each of his syncs logs the conversion of blocks, too.
+    pub(super) fn is_slow(&self) -> bool {
+        !self.is_written && self.is_synced_often()
+    }
+
+    /// Whether hardly a block of it was left out.
+    fn is_used_up(&self) -> bool {
+        self.is_written || self.end_offset() >= self.capacity - self.capacity / 16
     }
 }
 
@@ -230,11 +248,20 @@ impl Drop for Room {
     }
 }
 
+/// A file that waits for its use.
+struct Ready {
+    path: PathBuf,
+    /// Its blocks have been written before.
+    is_written: bool,
+}
+
 struct Prepared {
-    ready: Mutex<Vec<PathBuf>>,
+    ready: Mutex<Vec<Ready>>,
     asked: AtomicBool,
     /// With zeros, not only with room.
     zeros: AtomicBool,
+    /// When last looked at, the volume had so much room that one file more does not matter.
+    plenty: AtomicBool,
     /// Nobody needs room any more.
     ended: AtomicBool,
     names: AtomicU64,
@@ -258,7 +285,7 @@ impl Room {
             match number.parse::<u64>() {
                 Ok(number) if whole && ready.len() < PREPARED_MAX => {
                     names = names.max(number + 1);
-                    ready.push(file.path());
+                    ready.push(Ready { path: file.path(), is_written: true });
                 }
                 // Half prepared, of another size, or one too many.
                 Ok(_) | Err(_) => std::fs::remove_file(file.path()).map_err(io_error("remove prepared segment"))?,
@@ -268,22 +295,26 @@ impl Room {
             ready: Mutex::new(ready),
             asked: AtomicBool::new(false),
             zeros: AtomicBool::new(false),
+            plenty: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             names: AtomicU64::new(names),
         });
+        shared.look(folder, bytes).map_err(io_error("look at the volume's room"))?;
         let bell = Bell::default();
         let (worker, place) = (shared.clone(), folder.to_path_buf());
-        let prepare = move |_| {
+        let prepare = move |is_pause_over: bool| {
             if worker.ended.load(Ordering::Acquire) {
                 return Turn::Done;
             }
-            if worker.asked.load(Ordering::Acquire) {
-                if let Err(error) = worker.prepare(&place, bytes) {
-                    // Not final: the append that needs the room tries again and reports it.
-                    tracing::warn!(%error, "prepare journal segment");
-                }
-                worker.asked.store(false, Ordering::Release);
+            if worker.asked.load(Ordering::Acquire)
+                && !is_pause_over
+                && let Err(error) = worker.prepare(&place, bytes)
+            {
+                // Not final: the append that needs the room tries again and reports it.
+                tracing::warn!(%error, "prepare journal segment");
+                return Turn::Wait(Some(PAUSE));
             }
+            worker.asked.store(false, Ordering::Release);
             Turn::Wait(None)
         };
         let worker = crew::hire("journal-room", &bell, prepare).map_err(io_error("start the journal's worker"))?;
@@ -295,10 +326,20 @@ impl Room {
         self.shared.ready.lock().len() as u64
     }
 
+    /// Whether a file is ready whose blocks have been written before.
+    pub(super) fn has_written(&self) -> bool {
+        self.shared.is_ready(true)
+    }
+
+    /// Whether the volume has so much room that a segment may be left for a better one.
+    pub(super) fn has_plenty(&self) -> bool {
+        self.shared.plenty.load(Ordering::Acquire)
+    }
+
     /// Sees to it, without waiting, that a file is ready soon. Zeros are for those who wait for syncs: for a stream they are as
     /// much to write again as the stream itself (2.5 GiB on a Durable pair: 370 to 440 MiB/s).
     pub(super) fn prepare_one(&self, zeros: bool) {
-        if self.shared.ready.lock().is_empty() && !self.shared.asked.swap(true, Ordering::AcqRel) {
+        if !self.shared.is_ready(zeros && self.has_plenty()) && !self.shared.asked.swap(true, Ordering::AcqRel) {
             self.shared.zeros.store(zeros, Ordering::Release);
             // If the worker died, `segment` makes the room itself.
             self.bell.ring();
@@ -311,14 +352,13 @@ impl Room {
             source if is_want_of_room(&source) => JournalError::Full(source),
             source => JournalError::Io { step: "prepare journal segment", source },
         };
-        let ready = self.shared.ready.lock().pop();
-        let prepared = match ready {
-            Some(prepared) => prepared,
+        let Ready { path: prepared, is_written } = match self.shared.take() {
+            Some(ready) => ready,
             // Faster than the preparing worker: room without zeros will do, for its syncs are slower but nobody waits now.
             None => {
-                let prepared = self.shared.name(&self.folder);
-                disk::create_with_room(&prepared, self.bytes).map_err(full)?;
-                prepared
+                let path = self.shared.name(&self.folder);
+                disk::create_with_room(&path, self.bytes).map_err(full)?;
+                Ready { path, is_written: false }
             }
         };
         let file =
@@ -328,20 +368,37 @@ impl Room {
         let path = self.folder.join(name(beginning.previous.seq + 1));
         disk::name_segment(&prepared, &path).map_err(io_error("name segment"))?;
         let start = Place { offset: HEADER_BYTES, before: beginning.previous };
-        let segment = Segment::found(file, path, &beginning, tag, self.bytes, vec![start], HEADER_BYTES);
+        let mut segment = Segment::found(file, path, &beginning, tag, self.bytes, vec![start], HEADER_BYTES);
+        segment.is_written = is_written;
         segment.unnamed.store(true, Ordering::Release);
         Ok(Arc::new(segment))
     }
 
-    /// Puts a segment's file among the prepared ones, unless there are enough, or somebody still reads it.
+    /// Puts a segment's file among the prepared ones, unless there are enough, or somebody still reads it. One that is no better
+    /// than a new one is kept where there is none: on a volume that fills up meanwhile it is the only room that is left.
     pub(super) fn recycle(&self, segment: Arc<Segment>) -> io::Result<()> {
+        let most = self.shared.look(&self.folder, self.bytes)?;
         let mut ready = self.shared.ready.lock();
-        if ready.len() >= PREPARED_MAX || Arc::strong_count(&segment) > 1 || segment.capacity != self.bytes {
+        let is_written = segment.is_used_up();
+        let is_of_use = Arc::strong_count(&segment) == 1 && segment.capacity == self.bytes;
+        if ready.len() >= most || !is_of_use || !(is_written || ready.is_empty()) {
             return std::fs::remove_file(&segment.path);
         }
-        let prepared = self.shared.name(&self.folder);
-        disk::name_segment(&segment.path, &prepared)?;
-        ready.push(prepared);
+        let path = self.shared.name(&self.folder);
+        disk::name_segment(&segment.path, &path)?;
+        ready.push(Ready { path, is_written });
+        Ok(())
+    }
+
+    /// Gives back what is prepared, but for one file, if the volume is nearly full. One stays: on a full volume what removes
+    /// something must find a place in the journal, too.
+    pub(super) fn give_back(&self) -> io::Result<()> {
+        let most = self.shared.look(&self.folder, self.bytes)?;
+        let mut ready = self.shared.ready.lock();
+        while ready.len() > most {
+            let worst = ready.iter().position(|ready| !ready.is_written).unwrap_or(0);
+            std::fs::remove_file(&ready.swap_remove(worst).path)?;
+        }
         Ok(())
     }
 }
@@ -351,20 +408,41 @@ impl Prepared {
         folder.join(format!("spare-{}", self.names.fetch_add(1, Ordering::Relaxed)))
     }
 
+    /// Looks how much room the volume has. Returns how many files are kept.
+    fn look(&self, folder: &Path, bytes: u64) -> io::Result<usize> {
+        let stat = rustix::fs::statvfs(folder)?;
+        let plenty = stat.f_bavail.saturating_mul(stat.f_frsize) >= PLENTY * bytes;
+        self.plenty.store(plenty, Ordering::Release);
+        Ok(if plenty { PREPARED_MAX } else { 1 })
+    }
+
+    /// Whether there is a file ready, or, if that is wanted, one whose blocks have been written.
+    fn is_ready(&self, written: bool) -> bool {
+        self.ready.lock().iter().any(|ready| ready.is_written || !written)
+    }
+
+    /// The best of what is ready.
+    fn take(&self) -> Option<Ready> {
+        let mut ready = self.ready.lock();
+        let best = ready.iter().rposition(|ready| ready.is_written).or(ready.len().checked_sub(1))?;
+        Some(ready.swap_remove(best))
+    }
+
     /// Makes a file ready if none is.
     fn prepare(&self, folder: &Path, bytes: u64) -> io::Result<()> {
-        if !self.ready.lock().is_empty() {
+        let zeros = self.zeros.load(Ordering::Acquire);
+        if self.is_ready(zeros && self.look(folder, bytes)? > 1) {
             return Ok(());
         }
-        let prepared = self.name(folder);
-        let half = prepared.with_extension("half");
-        if self.zeros.load(Ordering::Acquire) {
+        let path = self.name(folder);
+        let half = path.with_extension("half");
+        if zeros {
             disk::create_with_zeros(&half, bytes)?;
         } else {
             disk::create_with_room(&half, bytes)?;
         }
-        disk::name_segment(&half, &prepared)?;
-        self.ready.lock().push(prepared);
+        disk::name_segment(&half, &path)?;
+        self.ready.lock().push(Ready { path, is_written: zeros });
         Ok(())
     }
 }

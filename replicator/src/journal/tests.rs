@@ -442,6 +442,64 @@ fn many_waiters_share_flushes_and_each_is_covered() {
 }
 
 #[test]
+fn who_begins_to_wait_for_syncs_goes_on_in_a_segment_of_zeros() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 16 << 20, pair: PAIR };
+    let (journal, _) = Journal::open(folder.path(), options).unwrap();
+    let segments = || journal.segments.read().len();
+    let mut appended = 0;
+    while segments() == 1 {
+        journal.append(1, Stamp::default(), &Op::Drop { id: FileId(7) }).unwrap();
+        journal.sync().unwrap();
+        appended += 1;
+        assert!(appended < 100_000, "the first segment is half full, and nothing has come");
+    }
+    let first = Arc::clone(&journal.segments.read()[0]);
+    assert!(first.end_offset() < options.segment_bytes / 2);
+    for _ in 0..2 * super::segment::SYNCED_OFTEN {
+        journal.append(1, Stamp::default(), &Op::Drop { id: FileId(7) }).unwrap();
+        journal.sync().unwrap();
+    }
+    assert_eq!(segments(), 2, "it stays in the better one");
+    // Half a segment without zeros is no better than a new one, and kept because there is none.
+    drop(first);
+    journal.trim_below(journal.end().seq).unwrap();
+    assert_eq!((segments(), journal.room.prepared(), journal.room.has_written()), (1, 1, false));
+    let end = journal.end();
+    drop(journal);
+    assert_eq!(Journal::open(folder.path(), options).unwrap().1.end, end);
+}
+
+#[test]
+fn a_segment_without_records_is_never_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options { segment_bytes: 1 << 20, pair: PAIR };
+    let (journal, _) = Journal::open(folder.path(), options).unwrap();
+    for _ in 0..2 * super::segment::SYNCED_OFTEN {
+        journal.append(1, Stamp::default(), &Op::Drop { id: FileId(7) }).unwrap();
+        journal.sync().unwrap();
+        // What is cut leaves a segment that was synced often, and holds nothing.
+        journal.cut_after(0).unwrap();
+        journal.room.prepare_one(true);
+    }
+    for _ in 0..1000 {
+        if journal.room.has_written() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(journal.room.has_written());
+    journal.append(1, Stamp::default(), &Op::Drop { id: FileId(7) }).unwrap();
+    assert_eq!(journal.segments.read().len(), 1);
+    journal.append(1, Stamp::default(), &Op::Drop { id: FileId(7) }).unwrap();
+    assert_eq!(journal.segments.read().len(), 2, "one with a record is");
+    journal.sync().unwrap();
+    let end = journal.end();
+    drop(journal);
+    assert_eq!(Journal::open(folder.path(), options).unwrap().1.end, end);
+}
+
+#[test]
 fn bytes_between_is_never_less_than_the_truth() {
     let (_folder, journal) = written(120);
     let bytes = all(&journal);
