@@ -1,9 +1,11 @@
 //! Performs the journal's records on the volume, in order, up to what is known to be committed. One worker.
 //!
-//! A record that finds no room waits until there is some; any other failure stops the applying for good, because what
+//! A record that finds no room waits until there is some, unless it changes the content of a file that is to be removed or
+//! cut: what would make room lies behind it, and it need not be performed. Any other failure stops the applying for good, because what
 //! follows would be performed on something else than the master has. Unless it failed on the master too, for the same
 //! reason: then the journal says so soon after, and what it says instead is performed.
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +18,7 @@ use tokio::sync::watch;
 use crate::clock;
 use crate::crew::{self, Bell, Hired, Turn};
 use crate::journal::{Journal, records_after};
-use crate::op::{Op, Stamp, UNDONE};
+use crate::op::{FileId, Op, Stamp, UNDONE};
 use crate::volume::perform::file_of;
 
 /// Bytes of records read at once.
@@ -72,6 +74,17 @@ struct Shared {
     at_work: Mutex<Position>,
     /// How far the journal was searched for what undoes the record that cannot be performed.
     looked: Mutex<Option<Looked>>,
+    /// What is going to make room.
+    ahead: Mutex<Ahead>,
+}
+
+/// Which files the journal is going to remove or cut, as far as it was searched.
+#[derive(Default)]
+struct Ahead {
+    /// From here on it was not searched yet.
+    next: u64,
+    /// Where each file is removed (0) or cut to a size.
+    cuts: HashMap<FileId, Vec<(u64, u64)>>,
 }
 
 /// How far the journal was searched.
@@ -110,6 +123,7 @@ pub fn apply(journal: Arc<Journal>, applied: Position, perform: Perform) -> io::
         changed: Bell::default(),
         at_work: Mutex::new(applied),
         looked: Mutex::new(None),
+        ahead: Mutex::default(),
     });
     let (told, listening) = watch::channel(Applied { seq: applied.seq, ..Applied::default() });
     let working = shared.clone();
@@ -229,6 +243,9 @@ impl Shared {
         }
         let seq = self.at_work.lock().seq;
         let no_room = stopped == Some(ROOM_INTERVAL);
+        if no_room && !told.borrow().no_room {
+            tracing::warn!(seq = seq + 1, "no room on the volume for a record: it waits until there is some");
+        }
         told.send_modify(|applied| *applied = Applied { seq, no_room, failure: None });
         if stopped.is_none() && seq >= allowed {
             self.progress.lock().resting = true;
@@ -254,6 +271,7 @@ impl Shared {
                 tracing::info!(seq = position.seq, %error, "a record failed here as it did on the master");
                 Done::Performed
             }
+            Err(Errno::NOSPC | Errno::DQUOT) if self.is_in_vain(position, op)? => Done::Performed,
             Err(Errno::NOSPC | Errno::DQUOT) => Done::NoRoom,
             Err(error)
                 if OF_A_VOLUME.contains(&error)
@@ -273,6 +291,48 @@ impl Shared {
     fn waited_for(&self, at: Position) -> Option<Duration> {
         let looked = self.looked.lock().filter(|looked| looked.at == at.seq)?;
         Some(clock::monotonic().saturating_sub(looked.since))
+    }
+
+    /// Whether what a record writes is removed or cut off by a later one that is known to be committed.
+    fn is_in_vain(&self, at: Position, op: &Op<'_>) -> Result<bool, String> {
+        let (Op::Write { id, offset, .. } | Op::Allocate { id, offset, .. } | Op::Zero { id, offset, .. }) = op else {
+            return Ok(false);
+        };
+        let allowed = self.progress.lock().allowed;
+        let mut ahead = self.ahead.lock();
+        if ahead.next <= at.seq {
+            *ahead = Ahead { next: at.seq + 1, cuts: HashMap::new() };
+        }
+        let mut bytes = Vec::new();
+        // Each record is looked at once, however many find no room.
+        while ahead.next <= allowed {
+            bytes.clear();
+            let batch = self.journal.read(ahead.next, BATCH_BYTES, &mut bytes).map_err(|error| error.to_string())?;
+            for record in records_after(batch.before, &bytes) {
+                let record = record.map_err(|error| error.to_string())?;
+                let seq = record.position.seq;
+                // What is not committed may yet be cut.
+                if seq > allowed {
+                    break;
+                }
+                let op = record.op().map_err(|error| error.to_string())?;
+                if let Op::Drop { id } = op {
+                    ahead.cuts.entry(id).or_default().push((seq, 0));
+                } else if let Op::Truncate { id, size } = op {
+                    ahead.cuts.entry(id).or_default().push((seq, size));
+                }
+            }
+            if batch.count == 0 {
+                break;
+            }
+            ahead.next = allowed.min(batch.last.seq) + 1;
+        }
+        let cuts = ahead.cuts.get(id).map_or(&[][..], Vec::as_slice);
+        let is_in_vain = cuts.iter().any(|(seq, size)| *seq > at.seq && size <= offset);
+        if is_in_vain {
+            tracing::debug!(seq = at.seq, "no room for what is removed later: left out");
+        }
+        Ok(is_in_vain)
     }
 
     /// Whether the journal says that a record could not be performed on the master: the next that it says of the same request
@@ -324,7 +384,6 @@ mod tests {
 
     use super::*;
     use crate::journal::Options;
-    use crate::op::FileId;
 
     fn journal(folder: &std::path::Path, records: u64) -> Arc<Journal> {
         let (journal, _) = Journal::open(folder, Options { segment_bytes: 64 << 10, pair: [1; 16] }).unwrap();
@@ -419,6 +478,48 @@ mod tests {
             *seen.lock(),
             [(performed, 4), (performed, 4 | UNDONE), (Deed::ShowTimes, 6 | UNDONE), (performed, 8)]
         );
+    }
+
+    #[test]
+    fn what_is_removed_or_cut_later_needs_no_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let (journal, _) = Journal::open(folder.path(), Options { segment_bytes: 64 << 10, pair: [1; 16] }).unwrap();
+        let (removed, cut) = (FileId(8), FileId(9));
+        let write = |id, offset| Op::Write { id, offset, data: b"much" };
+        let records = [
+            write(removed, 0),
+            write(cut, 100),
+            Op::Drop { id: removed },
+            Op::Truncate { id: cut, size: 100 },
+            // Nothing takes this away,
+            write(cut, 99),
+            // for that goes not so far,
+            Op::Truncate { id: cut, size: 100 },
+            // and this is not committed yet.
+            Op::Truncate { id: cut, size: 0 },
+        ];
+        for op in &records {
+            journal.append(1, Stamp::default(), op).unwrap();
+        }
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = seen.clone();
+        let perform: Perform = Box::new(move |_, op, _| {
+            if matches!(op, Op::Write { .. }) {
+                return Err(Errno::NOSPC);
+            }
+            log.lock().push(format!("{op:?}"));
+            Ok(())
+        });
+        let applier = apply(Arc::new(journal), Position::default(), perform).unwrap();
+        applier.allow(2);
+        wait(&applier, |applied| applied.no_room);
+        assert_eq!(applier.applied().borrow().seq, 0, "what removes it is not committed yet");
+        applier.allow(6);
+        wait(&applier, |applied| applied.seq == 4 && applied.no_room);
+        applier.allow(7);
+        wait(&applier, |applied| applied.seq == 7 && !applied.no_room);
+        let expected: Vec<_> = [2, 3, 5, 6].map(|at: usize| format!("{:?}", records[at])).into();
+        assert_eq!(*seen.lock(), expected);
     }
 
     #[test]

@@ -49,6 +49,7 @@ use crate::redo::{self, RedoError, Scope};
 use crate::report::Account;
 use crate::settings::ServeSettings;
 use crate::ship::{self, Shipper, Shipping};
+use crate::space::{For, Space};
 use crate::volume::{self, Volume};
 use crate::{aside, boot, chance, checkpoint, clock, plain};
 
@@ -176,6 +177,8 @@ struct Stages {
     journal: Option<Arc<Journal>>,
     volume: Option<Arc<Volume>>,
     applier: Option<Applier>,
+    /// Of the applier.
+    space: Option<Arc<Space>>,
     commit: Option<Arc<Commit>>,
     capture: Option<Arc<Capture>>,
     shipper: Option<(u64, Arc<Shipper>)>,
@@ -245,6 +248,7 @@ pub async fn run(mut given: Given) -> Result<Exit, ConductorError> {
         journal: None,
         volume: None,
         applier: None,
+        space: None,
         commit: None,
         capture: None,
         shipper: None,
@@ -927,9 +931,13 @@ impl Conductor {
         let known = journal.position_at(applied).map_err(io::Error::from);
         let found = known.and_then(|known| known.ok_or_else(|| io::ErrorKind::NotFound.into()));
         let position = found.map_err(on("find the applied record"))?;
-        let performing = Arc::clone(volume);
+        let space = Arc::new(Space::new(For::Apply));
+        let (performing, keeping, left) = (Arc::clone(volume), Arc::clone(journal), Arc::clone(&space));
         let perform: apply::Perform = Box::new(move |deed, op, stamp| match deed {
-            Deed::Perform => performing.perform(op, stamp).map_err(|error| performing.refused(op, error)),
+            Deed::Perform => {
+                left.check(&performing, &keeping, op)?;
+                performing.perform(op, stamp).map_err(|error| performing.refused(op, error))
+            }
             Deed::ShowTimes => {
                 performing.show_times(op, stamp);
                 Ok(())
@@ -948,6 +956,7 @@ impl Conductor {
             }
         });
         self.stages.applier = Some(applier);
+        self.stages.space = Some(space);
         Ok(())
     }
 
@@ -962,6 +971,9 @@ impl Conductor {
         };
         if mistake!(OpensTooEarly) {
             return self.tell(Event::AppliedAll { end });
+        }
+        if let Some(space) = &self.stages.space {
+            space.use_everything();
         }
         applier.allow(end.seq);
         let mut applied = applier.applied();

@@ -53,6 +53,7 @@ pub mod redo;
 pub mod report;
 pub mod route;
 pub mod ship;
+mod space;
 pub mod supervise;
 pub mod telemetry;
 pub mod volume;

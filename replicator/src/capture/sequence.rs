@@ -5,7 +5,7 @@
 //! that journal and volume stay equal. Where that is impossible the member must not go on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use rustix::io::Errno;
@@ -16,13 +16,10 @@ use super::resend::{Done, RESUMED};
 use crate::clock;
 use crate::journal::{Journal, JournalError};
 use crate::op::{FileId, Op, Stamp, UNDONE};
+use crate::space::{For, Space};
 use crate::volume::{FileKind, Volume};
 
 const STRIPES: usize = 64;
-/// Free space of the volume is asked for again after this time.
-const SPACE_AGE_MILLIS: u64 = 100;
-/// What stays free on the volume, so that an operation that passed the check rarely fails afterwards.
-const RESERVE_BYTES: u64 = 4 << 20;
 
 /// Orders mutations.
 pub(crate) struct Sequencer {
@@ -38,15 +35,6 @@ pub(crate) struct Sequencer {
     space: Space,
     failed: AtomicBool,
     on_failure: Box<dyn Fn() + Send + Sync>,
-}
-
-#[derive(Default)]
-struct Space {
-    free: AtomicU64,
-    /// When `free` was asked for, in milliseconds; 0: never.
-    asked: AtomicU64,
-    /// No file can be made any more; what is there can be written to.
-    no_files: AtomicBool,
 }
 
 /// A mutation that passed the gate. While it lives, nobody who held the gate believes that all stands still. A thread has
@@ -86,7 +74,7 @@ impl Sequencer {
             barrier: RwLock::new(()),
             names: Mutex::new(()),
             files: std::array::from_fn(|_| Mutex::new(())),
-            space: Space::default(),
+            space: Space::new(For::Capture),
             failed: AtomicBool::new(false),
             on_failure,
         }
@@ -143,49 +131,6 @@ impl Sequencer {
         if !self.failed.swap(true, Ordering::AcqRel) {
             (self.on_failure)();
         }
-    }
-
-    /// Refuses what there is no room for, before it is journaled.
-    fn check_space(&self, op: &Op<'_>) -> Result<(), Errno> {
-        let needed = Volume::space_needed(op);
-        if needed == 0 {
-            return Ok(());
-        }
-        let now = u64::try_from(clock::monotonic().as_millis()).unwrap_or(u64::MAX).max(1);
-        let asked = self.space.asked.load(Ordering::Acquire);
-        if asked == 0 || now.saturating_sub(asked) > SPACE_AGE_MILLIS {
-            self.ask_for_space(now)?;
-        }
-        if matches!(op, Op::Create { .. } | Op::CreateUnnamed { .. }) && self.space.no_files.load(Ordering::Acquire) {
-            self.ask_for_space(now)?;
-            if self.space.no_files.load(Ordering::Acquire) {
-                return Err(Errno::NOSPC);
-            }
-        }
-        // Not exact when several write at once: that is what the reserve is for.
-        let mut free = self.space.free.load(Ordering::Acquire);
-        if needed > free {
-            // Room may have come back since it was asked for, and what is written over needs none.
-            self.ask_for_space(now)?;
-            free = self.space.free.load(Ordering::Acquire);
-            if needed > free {
-                return if self.volume.overwrites(op) { Ok(()) } else { Err(Errno::NOSPC) };
-            }
-        }
-        let less = |free: u64| Some(free.saturating_sub(needed));
-        // Fails never: it always says how much is left.
-        self.space.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).ok();
-        Ok(())
-    }
-
-    fn ask_for_space(&self, now: u64) -> Result<(), Errno> {
-        let space = self.volume.statfs()?;
-        let reserve = RESERVE_BYTES.min(space.blocks * space.block_size / 100);
-        let free = (space.blocks_available * space.block_size).saturating_sub(reserve);
-        self.space.free.store(free, Ordering::Release);
-        self.space.no_files.store(space.files > 0 && space.files_free == 0, Ordering::Release);
-        self.space.asked.store(now, Ordering::Release);
-        Ok(())
     }
 }
 
@@ -252,7 +197,7 @@ impl Turn<'_> {
         }
         let sequencer = self.sequencer;
         sequencer.volume.check(op)?;
-        sequencer.check_space(op)?;
+        sequencer.space.check(&sequencer.volume, &sequencer.journal, op)?;
         self.journal(op)?;
         let Err(errno) = sequencer.volume.perform(op, self.stamp) else { return Ok(()) };
         let undone = if errno == Errno::IO { Err(errno) } else { self.undo(op) };

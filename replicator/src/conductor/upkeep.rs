@@ -11,6 +11,9 @@ use crate::clock;
 use crate::crew::blocking;
 use crate::journal::retention::{Known, retain};
 
+/// While a record has no room, a checkpoint is taken after this time.
+const NO_ROOM_AGE: Duration = Duration::from_secs(1);
+
 /// How often something is done for later.
 #[derive(Clone, Copy, Debug)]
 pub struct Rhythm {
@@ -49,8 +52,11 @@ impl Conductor {
         let end = journal.end();
         let rhythm = self.given.upkeep;
         let since = self.upkeep.checkpoint.load(Ordering::Acquire);
-        let due = clock::monotonic().saturating_sub(self.upkeep.taken) > rhythm.checkpoint_age
-            || journal.bytes_between(since, end.seq) > rhythm.checkpoint_bytes;
+        // A checkpoint lets the journal give room back, and the file system what was removed.
+        let no_room = self.stages.applier.as_ref().is_some_and(|applier| applier.applied().borrow().no_room);
+        let age = clock::monotonic().saturating_sub(self.upkeep.taken);
+        let due = age > if no_room { NO_ROOM_AGE } else { rhythm.checkpoint_age }
+            || journal.bytes_between(since, end.seq) > rhythm.checkpoint_bytes && !no_room;
         if !due || end.seq <= since || self.stages.copy.is_some() || self.upkeep.running.load(Ordering::Acquire) {
             return;
         }
@@ -67,7 +73,7 @@ impl Conductor {
             (None, None) => return,
         };
         let Ok(position) = manifest.position() else { return };
-        if position.seq <= since {
+        if position.seq <= since && !no_room {
             return;
         }
         self.upkeep.taken = clock::monotonic();
