@@ -19,7 +19,7 @@ use crate::clock;
 use crate::crew::{self, Bell, Hired, Turn};
 use crate::journal::{Journal, records_after};
 use crate::op::{FileId, Op, Stamp, UNDONE};
-use crate::volume::perform::file_of;
+use crate::volume::perform::{file_of, writes_from};
 
 /// Bytes of records read at once.
 const BATCH_BYTES: usize = 1 << 20;
@@ -248,6 +248,7 @@ impl Shared {
         }
         told.send_modify(|applied| *applied = Applied { seq, no_room, failure: None });
         if stopped.is_none() && seq >= allowed {
+            *self.ahead.lock() = Ahead::default();
             self.progress.lock().resting = true;
             return Ok(Turn::Wait(Some(REST)));
         }
@@ -267,11 +268,12 @@ impl Shared {
             }
             // The file whose making failed here is gone already.
             Err(Errno::NOENT | Errno::STALE) if matches!(op, Op::Drop { .. }) => Done::Performed,
+            // Asked first: what undoes a record is searched for anew for each.
+            Err(Errno::NOSPC | Errno::DQUOT) if self.is_in_vain(position, op)? => Done::Performed,
             Err(error) if self.is_undone(position, stamp)? => {
                 tracing::info!(seq = position.seq, %error, "a record failed here as it did on the master");
                 Done::Performed
             }
-            Err(Errno::NOSPC | Errno::DQUOT) if self.is_in_vain(position, op)? => Done::Performed,
             Err(Errno::NOSPC | Errno::DQUOT) => Done::NoRoom,
             Err(error)
                 if OF_A_VOLUME.contains(&error)
@@ -295,9 +297,7 @@ impl Shared {
 
     /// Whether what a record writes is removed or cut off by a later one that is known to be committed.
     fn is_in_vain(&self, at: Position, op: &Op<'_>) -> Result<bool, String> {
-        let (Op::Write { id, offset, .. } | Op::Allocate { id, offset, .. } | Op::Zero { id, offset, .. }) = op else {
-            return Ok(false);
-        };
+        let Some((id, offset)) = writes_from(op) else { return Ok(false) };
         let allowed = self.progress.lock().allowed;
         let mut ahead = self.ahead.lock();
         if ahead.next <= at.seq {
@@ -327,8 +327,8 @@ impl Shared {
             }
             ahead.next = allowed.min(batch.last.seq) + 1;
         }
-        let cuts = ahead.cuts.get(id).map_or(&[][..], Vec::as_slice);
-        let is_in_vain = cuts.iter().any(|(seq, size)| *seq > at.seq && size <= offset);
+        let cuts = ahead.cuts.get(&id).map_or(&[][..], Vec::as_slice);
+        let is_in_vain = cuts.iter().any(|(seq, size)| *seq > at.seq && *size <= offset);
         if is_in_vain {
             tracing::debug!(seq = at.seq, "no room for what is removed later: left out");
         }

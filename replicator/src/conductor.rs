@@ -1046,6 +1046,9 @@ impl Conductor {
     /// may be cut; one that opened is refused for ever, and this process leads no more.
     fn end_reign(&mut self) {
         self.copies.forget();
+        if let Some(space) = &self.stages.space {
+            space.leave_some();
+        }
         if self.stages.capture.is_none()
             && let Some(commit) = self.stages.commit.take()
         {

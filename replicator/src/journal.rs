@@ -407,9 +407,16 @@ impl Journal {
         (self.segments.read().len() as u64 + self.room.prepared()) * self.options.segment_bytes
     }
 
-    /// Bytes that the journal will need before long to go on: none while a segment is prepared.
+    /// Bytes that the journal will need before long to go on: none while a segment is prepared, or while one will be with the
+    /// next checkpoint.
     pub fn room_wanted(&self) -> u64 {
-        if self.room.prepared() == 0 { self.options.segment_bytes } else { 0 }
+        let is_alone = self.room.prepared() == 0 && self.segments.read().len() == 1;
+        if is_alone { self.options.segment_bytes } else { 0 }
+    }
+
+    /// Whether a checkpoint would give the journal the segment that it has no room to prepare.
+    pub fn waits_for_checkpoint(&self) -> bool {
+        !self.room.has_plenty() && self.room.prepared() == 0 && self.segments.read().len() > 1
     }
 
     /// Where the history stands with record `seq`, if the journal still knows: from one before its first record to its end.
@@ -568,6 +575,7 @@ impl Journal {
 
     /// Forgets whole segments that hold nothing from `seq` on. Their room is used again.
     pub fn trim_below(&self, seq: u64) -> Result<(), JournalError> {
+        let most = self.room.look().map_err(io_error("look at the volume's room"))?;
         let forgotten: Vec<_> = {
             let mut segments = self.segments.write();
             let keep_from = segments.partition_point(|segment| segment.previous.seq < seq).saturating_sub(1);
@@ -575,14 +583,13 @@ impl Journal {
         };
         let is_any = !forgotten.is_empty();
         for segment in forgotten {
-            self.room.recycle(segment).map_err(io_error("recycle segment"))?;
+            self.room.recycle(segment, most).map_err(io_error("recycle segment"))?;
         }
-        self.room.give_back().map_err(io_error("remove prepared segment"))?;
-        if !is_any {
-            return Ok(());
+        if is_any {
+            // Before their room is used again they must be gone for good: a segment that came back would look like a hole.
+            disk::sync_folder(&self.folder).map_err(io_error("forget segments"))?;
         }
-        // Before their room is used again they must be gone for good: a segment that came back would look like a hole.
-        disk::sync_folder(&self.folder).map_err(io_error("forget segments"))
+        self.room.give_back(most).map_err(io_error("remove prepared segment"))
     }
 
     /// Forgets everything and goes on at `at`: after a netcopy the history before it is in the volume.

@@ -30,7 +30,7 @@ use crate::manifest::{Manifest, ManifestError};
 use crate::op::codec::CodecError;
 use crate::op::{FileId, Kind, Op, ROOT, Stamp, UNDONE};
 use crate::volume::open::{Descriptors, Folders, backing_of, folder, open_kind, orphan_name, stat_at, stat_of};
-use crate::volume::perform::{Birth, file_of, give_birth, perform_on};
+use crate::volume::perform::{Birth, file_of, give_birth, perform_on, writes_from};
 use crate::volume::tree::{Backing, FileKind, Link, Node, Tree, is_hidden};
 use crate::volume::{FOLDER, Options, STAGING, Volume, names_in, open_root};
 
@@ -651,14 +651,15 @@ pub fn converge(
     };
     let (volume, _) = arrange(path, options, plan)?;
     // What failed, by epoch and request. Unless it failed on the master too, when it was new: then the next that the journal
-    // says of this request makes it undone.
-    let mut failed: HashMap<(u64, u64), RedoError> = HashMap::new();
+    // says of this request makes it undone. Or what it writes is cut off again: then whoever performed the journal before had
+    // no room either.
+    let mut failed: HashMap<(u64, u64), Failed> = HashMap::new();
     let mut late = LateAttributes::default();
     replay(&mut |at, stamp, op| {
-        if let Some(error) = failed.remove(&(at.epoch, stamp.unique & !UNDONE))
+        if let Some(failed) = failed.remove(&(at.epoch, stamp.unique & !UNDONE))
             && stamp.unique & UNDONE == 0
         {
-            return Err(error);
+            return Err(failed.error);
         }
         let Some(id) = file_of(op) else { return Ok(()) };
         // Of a file that is gone in the end nothing needs to be done again.
@@ -667,19 +668,29 @@ pub fn converge(
             return Ok(());
         }
         trouble::step()?;
+        if let Op::Truncate { id, size } = op {
+            failed.retain(|_, failed| failed.from.is_none_or(|(file, offset)| file != *id || offset < *size));
+        }
         match late.pass(&volume, id, kind, op) {
             Err(error) if stamp.unique != 0 && error.may_be_undone() => {
-                failed.insert((at.epoch, stamp.unique), error);
+                failed.insert((at.epoch, stamp.unique), Failed { error, from: writes_from(op) });
                 Ok(())
             }
             other => other,
         }
     })?;
-    if let Some(error) = failed.into_values().next() {
-        return Err(error);
+    if let Some(failed) = failed.into_values().next() {
+        return Err(failed.error);
     }
     late.finish(&volume, scope)?;
     Ok(volume)
+}
+
+/// An operation that could not be done again.
+struct Failed {
+    error: RedoError,
+    /// What it writes.
+    from: Option<(FileId, u64)>,
 }
 
 /// Attributes that found no room when they were set again: on the volume lie those, too, that came later in the journal, and

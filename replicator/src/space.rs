@@ -61,6 +61,11 @@ impl Space {
     /// From now on the last byte may be used: nothing will follow, and all of it must show.
     pub(crate) fn use_everything(&self) {
         self.to_the_end.store(true, Ordering::Release);
+    }
+
+    /// Something may follow again.
+    pub(crate) fn leave_some(&self) {
+        self.to_the_end.store(false, Ordering::Release);
         self.asked.store(0, Ordering::Release);
     }
 

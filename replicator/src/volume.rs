@@ -268,8 +268,14 @@ impl Volume {
 
     /// Whether a write lies in what the file has already, so that it needs no room (on a file system that writes in place).
     pub fn overwrites(&self, op: &Op<'_>) -> bool {
-        let Op::Write { id, offset, data } = op else { return false };
-        let end = offset.saturating_add(data.len() as u64);
+        let (id, offset, length) = if let Op::Write { id, offset, data } = op {
+            (id, offset, data.len() as u64)
+        } else if let Op::Allocate { id, offset, length, .. } = op {
+            (id, offset, *length)
+        } else {
+            return false;
+        };
+        let end = offset.saturating_add(length);
         if self.extent(*id, *offset, end) == Ok((true, end)) {
             return true;
         }

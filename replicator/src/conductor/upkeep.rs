@@ -10,8 +10,9 @@ use crate::checkpoint;
 use crate::clock;
 use crate::crew::blocking;
 use crate::journal::retention::{Known, retain};
+use crate::volume::Volume;
 
-/// While a record has no room, a checkpoint is taken after this time.
+/// While a record or the journal has no room, a checkpoint is taken after this time.
 const NO_ROOM_AGE: Duration = Duration::from_secs(1);
 
 /// How often something is done for later.
@@ -52,15 +53,23 @@ impl Conductor {
         let end = journal.end();
         let rhythm = self.given.upkeep;
         let since = self.upkeep.checkpoint.load(Ordering::Acquire);
-        // A checkpoint lets the journal give room back, and the file system what was removed.
-        let no_room = self.stages.applier.as_ref().is_some_and(|applier| applier.applied().borrow().no_room);
+        let blocked = self.stages.applier.as_ref().and_then(|applier| {
+            let applied = applier.applied().borrow().clone();
+            applied.no_room.then_some(applied.seq)
+        });
         let age = clock::monotonic().saturating_sub(self.upkeep.taken);
-        let due = age > if no_room { NO_ROOM_AGE } else { rhythm.checkpoint_age }
-            || journal.bytes_between(since, end.seq) > rhythm.checkpoint_bytes && !no_room;
+        // A checkpoint lets the journal give room back, or go on in a segment of its own.
+        let is_short = blocked.is_some() || journal.waits_for_checkpoint();
+        let due = age > if is_short { NO_ROOM_AGE } else { rhythm.checkpoint_age }
+            || (blocked.is_none() && journal.bytes_between(since, end.seq) > rhythm.checkpoint_bytes);
         if !due || end.seq <= since || self.stages.copy.is_some() || self.upkeep.running.load(Ordering::Acquire) {
             return;
         }
         let Some(volume) = self.stages.volume.clone() else { return };
+        if blocked.is_some_and(|applied| applied <= since) {
+            self.upkeep.taken = clock::monotonic();
+            return self.give_removed_back(volume);
+        }
         let manifest = match (&self.stages.capture, &self.stages.applier) {
             (Some(capture), _) if leads(self.state) => {
                 let _still = capture.stand_still();
@@ -73,7 +82,7 @@ impl Conductor {
             (None, None) => return,
         };
         let Ok(position) = manifest.position() else { return };
-        if position.seq <= since && !no_room {
+        if position.seq <= since {
             return;
         }
         self.upkeep.taken = clock::monotonic();
@@ -109,6 +118,19 @@ impl Conductor {
                 }
                 // The last one still holds; the journal grows meanwhile.
                 Err(error) => tracing::error!(%error, "no checkpoint could be taken"),
+            }
+            running.store(false, Ordering::Release);
+            Ok(())
+        }));
+    }
+
+    /// Lets the file system commit what was removed: some give its room back only then.
+    fn give_removed_back(&self, volume: Arc<Volume>) {
+        let running = Arc::clone(&self.upkeep.running);
+        running.store(true, Ordering::Release);
+        tokio::spawn(blocking(move || {
+            if let Err(error) = volume.flush_all() {
+                tracing::error!(%error, "the volume could not be flushed");
             }
             running.store(false, Ordering::Release);
             Ok(())

@@ -374,10 +374,15 @@ impl Room {
         Ok(Arc::new(segment))
     }
 
+    /// Looks how much room the volume has. Returns how many prepared files are kept: on one that is nearly full a single one.
+    /// One stays: on a full volume what removes something must find a place in the journal, too.
+    pub(super) fn look(&self) -> io::Result<usize> {
+        self.shared.look(&self.folder, self.bytes)
+    }
+
     /// Puts a segment's file among the prepared ones, unless there are enough, or somebody still reads it. One that is no better
     /// than a new one is kept where there is none: on a volume that fills up meanwhile it is the only room that is left.
-    pub(super) fn recycle(&self, segment: Arc<Segment>) -> io::Result<()> {
-        let most = self.shared.look(&self.folder, self.bytes)?;
+    pub(super) fn recycle(&self, segment: Arc<Segment>, most: usize) -> io::Result<()> {
         let mut ready = self.shared.ready.lock();
         let is_written = segment.is_used_up();
         let is_of_use = Arc::strong_count(&segment) == 1 && segment.capacity == self.bytes;
@@ -390,10 +395,8 @@ impl Room {
         Ok(())
     }
 
-    /// Gives back what is prepared, but for one file, if the volume is nearly full. One stays: on a full volume what removes
-    /// something must find a place in the journal, too.
-    pub(super) fn give_back(&self) -> io::Result<()> {
-        let most = self.shared.look(&self.folder, self.bytes)?;
+    /// Gives back what is prepared beyond so many.
+    pub(super) fn give_back(&self, most: usize) -> io::Result<()> {
         let mut ready = self.shared.ready.lock();
         while ready.len() > most {
             let worst = ready.iter().position(|ready| !ready.is_written).unwrap_or(0);

@@ -320,3 +320,25 @@ fn what_was_refused_when_it_was_new_is_passed_over() {
     assert!(refused(&[]).is_err());
     assert!(refused(&[(7, gone.clone()), (7 | crate::op::UNDONE, gone)]).is_err());
 }
+
+#[test]
+fn what_cannot_be_written_again_and_is_cut_off_later_is_passed_over() {
+    // No volume has so much.
+    const MUCH: u64 = i64::MAX as u64 - 200;
+    for (cut, well) in [(Some(100), true), (Some(101), false), (Some(0), true), (None, false)] {
+        let (mut crashed, volume) = crashed(&mut Dice::new(1), 30, 0);
+        let id = volume.next_id();
+        drop(volume);
+        let create = Op::Create { id, parent: ROOT, name: b"much", kind: Kind::File, mode: 0o600, uid: 0, gid: 0 };
+        let records = [Some(create), Some(Op::Allocate { id, offset: 100, length: MUCH, keep_size: false })]
+            .into_iter()
+            .chain([cut.map(|size| Op::Truncate { id, size }), cut.and(Some(Op::Truncate { id, size: 101 }))]);
+        for (number, op) in records.flatten().enumerate() {
+            crashed.history.records.push((Stamp { time: 7, unique: 2 * (number as u64 + 1) }, op));
+        }
+        let found = recover(&crashed, crashed.history.last(), Scope::Touched);
+        let size = found.map(|volume| volume.attributes(id).unwrap().size).map_err(|error| error.to_string());
+        assert_eq!(size.is_ok(), well, "cut to {cut:?}: {size:?}");
+        assert!(size.is_err() || size == Ok(101));
+    }
+}

@@ -209,6 +209,15 @@ pub(crate) fn file_of(op: &Op<'_>) -> Option<FileId> {
     }
 }
 
+/// The file that an operation needs room for the content of, and from which offset on.
+pub(crate) fn writes_from(op: &Op<'_>) -> Option<(FileId, u64)> {
+    if let Op::Write { id, offset, .. } | Op::Allocate { id, offset, .. } | Op::Zero { id, offset, .. } = op {
+        Some((*id, *offset))
+    } else {
+        None
+    }
+}
+
 /// How far into its file an operation reaches.
 fn end_of(op: &Op<'_>) -> Option<u64> {
     if let Op::Allocate { offset, length, .. } | Op::Punch { offset, length, .. } | Op::Zero { offset, length, .. } = op
