@@ -12,10 +12,10 @@ use crate::journal::Journal;
 use crate::op::Op;
 use crate::volume::Volume;
 
-/// Free space of the volume is asked for again after this time.
-const AGE_MILLIS: u64 = 100;
 /// What a master leaves free on its volume, so that an operation that passed the check rarely fails afterwards.
-const RESERVE_BYTES: u64 = 4 << 20;
+const RESERVE_BYTES: u64 = 16 << 20;
+/// Below so many bytes beside what is kept, the applier writes out what it has performed before it believes what is free.
+const NEAR_BYTES: u64 = 64 << 20;
 
 /// Who asks for room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,14 @@ pub(crate) enum For {
 }
 
 impl For {
+    /// Free space of the volume is asked for again after this time. On the replicant only Tandem writes, and it counts.
+    fn age_millis(self) -> u64 {
+        match self {
+            For::Capture => 100,
+            For::Apply => 1000,
+        }
+    }
+
     fn reserve(self) -> u64 {
         match self {
             For::Capture => RESERVE_BYTES,
@@ -77,7 +85,7 @@ impl Space {
         }
         let now = u64::try_from(clock::monotonic().as_millis()).unwrap_or(u64::MAX).max(1);
         let asked = self.asked.load(Ordering::Acquire);
-        if asked == 0 || now.saturating_sub(asked) > AGE_MILLIS {
+        if asked == 0 || now.saturating_sub(asked) > self.whose.age_millis() {
             self.ask(volume, journal, now)?;
         }
         if matches!(op, Op::Create { .. } | Op::CreateUnnamed { .. }) && self.no_files.load(Ordering::Acquire) {
@@ -103,9 +111,15 @@ impl Space {
     }
 
     fn ask(&self, volume: &Volume, journal: &Journal, now: u64) -> Result<(), Errno> {
-        let space = volume.statfs()?;
-        let available = space.blocks_available * space.block_size;
+        let mut space = volume.statfs()?;
+        let mut available = space.blocks_available * space.block_size;
         let kept = kept(self.whose, space.blocks * space.block_size, journal.room_wanted());
+        // Btrfs counts what was written only when it lies on the disk, and here nobody syncs.
+        if self.whose == For::Apply && available < kept + NEAR_BYTES {
+            volume.flush_all().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            space = volume.statfs()?;
+            available = space.blocks_available * space.block_size;
+        }
         self.free.store(available.saturating_sub(kept), Ordering::Release);
         self.no_files.store(space.files > 0 && space.files_free == 0, Ordering::Release);
         self.asked.store(now, Ordering::Release);
@@ -116,7 +130,7 @@ impl Space {
 /// How many bytes stay free on a volume of `total` bytes whose journal still wants `journal` bytes. Of a small volume only so
 /// much that it can be used at all.
 fn kept(whose: For, total: u64, journal: u64) -> u64 {
-    whose.reserve().min(total / 100) + journal.min(total / 16)
+    whose.reserve().min(total / 32) + journal.min(total / 16)
 }
 
 #[cfg(test)]
@@ -127,10 +141,10 @@ mod tests {
     fn a_replicant_leaves_less_free_than_its_master_and_a_small_volume_little() {
         const MIB: u64 = 1 << 20;
         let large = 100 << 30;
-        assert_eq!(kept(For::Capture, large, 0), 4 * MIB);
-        assert_eq!(kept(For::Apply, large, 0), 2 * MIB);
-        assert_eq!(kept(For::Capture, large, 32 * MIB), 36 * MIB);
-        assert_eq!(kept(For::Capture, 100 * MIB, 32 * MIB), MIB + 100 * MIB / 16);
-        assert_eq!(kept(For::Apply, 100 * MIB, 32 * MIB), MIB + 100 * MIB / 16);
+        assert_eq!(kept(For::Capture, large, 0), 16 * MIB);
+        assert_eq!(kept(For::Apply, large, 0), 8 * MIB);
+        assert_eq!(kept(For::Capture, large, 32 * MIB), 48 * MIB);
+        assert_eq!(kept(For::Capture, 64 * MIB, 32 * MIB), 2 * MIB + 4 * MIB);
+        assert_eq!(kept(For::Apply, 64 * MIB, 32 * MIB), 2 * MIB + 4 * MIB);
     }
 }
