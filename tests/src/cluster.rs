@@ -479,7 +479,9 @@ reclaimPolicy: Retain
 
 /// The workspace's folder.
 pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
+    // As cargo says now: a clone that shares what another one built may run the program that was compiled there.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
 /// A program of the workspace, built when its sources are newer.
