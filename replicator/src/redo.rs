@@ -673,7 +673,11 @@ pub fn converge(
         }
         match late.pass(&volume, id, kind, op) {
             Err(error) if stamp.unique != 0 && error.may_be_undone() => {
-                failed.insert((at.epoch, stamp.unique), Failed { error, from: writes_from(op) });
+                // Of several of one request, all would have to be cut off: too rare to be told apart.
+                failed
+                    .entry((at.epoch, stamp.unique))
+                    .and_modify(|failed| failed.from = None)
+                    .or_insert_with(|| Failed { error, from: writes_from(op) });
                 Ok(())
             }
             other => other,

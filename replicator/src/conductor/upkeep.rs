@@ -9,6 +9,7 @@ use super::{Conductor, leads};
 use crate::checkpoint;
 use crate::clock;
 use crate::crew::blocking;
+use crate::journal::Journal;
 use crate::journal::retention::{Known, retain};
 use crate::volume::Volume;
 
@@ -40,6 +41,28 @@ pub(super) struct Upkeep {
     taken: Duration,
 }
 
+/// What of the journal the peer may still need: it has all up to `shared`, and gets at most `bytes_max`.
+#[derive(Clone, Copy)]
+struct Keeping {
+    shared: u64,
+    bytes_max: u64,
+}
+
+/// Lets the journal forget what is behind the checkpoint and needed by nobody.
+fn forget(journal: &Journal, checkpoint: u64, Keeping { shared, bytes_max }: Keeping) {
+    let known = Known { checkpoint, shared, bytes: journal.bytes_on_disk(), bytes_max };
+    let mut verdict = retain(known);
+    if mistake!(TrimsTooEarly) {
+        verdict.trim_below = journal.end().seq;
+    }
+    if verdict.peer_left_behind {
+        tracing::warn!("the journal has reached its limit: the peer will have to be compared");
+    }
+    if let Err(error) = journal.trim_below(verdict.trim_below) {
+        tracing::error!(%error, "the journal cannot forget");
+    }
+}
+
 impl Conductor {
     /// Looks whether something is due.
     pub(super) fn keep_up(&mut self) {
@@ -68,7 +91,8 @@ impl Conductor {
         let Some(volume) = self.stages.volume.clone() else { return };
         if blocked.is_some_and(|applied| applied <= since) {
             self.upkeep.taken = clock::monotonic();
-            return self.give_removed_back(volume);
+            let keeping = self.keeping(&volume);
+            return self.give_removed_back(volume, move || forget(&journal, since, keeping));
         }
         let manifest = match (&self.stages.capture, &self.stages.applier) {
             (Some(capture), _) if leads(self.state) => {
@@ -86,6 +110,24 @@ impl Conductor {
             return;
         }
         self.upkeep.taken = clock::monotonic();
+        let keeping = self.keeping(&volume);
+        let (running, taken) = (Arc::clone(&self.upkeep.running), Arc::clone(&self.upkeep.checkpoint));
+        running.store(true, Ordering::Release);
+        tokio::spawn(blocking(move || {
+            match checkpoint::take(&volume, &manifest, &journal) {
+                Ok(()) => {
+                    taken.store(position.seq, Ordering::Release);
+                    forget(&journal, position.seq, keeping);
+                }
+                // The last one still holds; the journal grows meanwhile.
+                Err(error) => tracing::error!(%error, "no checkpoint could be taken"),
+            }
+            running.store(false, Ordering::Release);
+            Ok(())
+        }));
+    }
+
+    fn keeping(&self, volume: &Volume) -> Keeping {
         // A journal whose end is not known to be the pair's history may have a tail that must be saved before it goes.
         let shared = match &self.stages.commit {
             Some(commit) => commit.marks().peer_durable,
@@ -96,42 +138,22 @@ impl Conductor {
         // and needs a place in the journal even to remove something.
         let bytes_max = volume.statfs().map_or(u64::MAX, |space| {
             let free = space.blocks_available * space.block_size;
-            if alone && free < 2 * rhythm.segment_bytes { 0 } else { space.blocks * space.block_size / 10 }
+            let is_full = alone && free < 2 * self.given.upkeep.segment_bytes;
+            if is_full { 0 } else { space.blocks * space.block_size / 10 }
         });
-        let (running, taken) = (Arc::clone(&self.upkeep.running), Arc::clone(&self.upkeep.checkpoint));
-        running.store(true, Ordering::Release);
-        tokio::spawn(blocking(move || {
-            match checkpoint::take(&volume, &manifest, &journal) {
-                Ok(()) => {
-                    taken.store(position.seq, Ordering::Release);
-                    let known = Known { checkpoint: position.seq, shared, bytes: journal.bytes_on_disk(), bytes_max };
-                    let mut verdict = retain(known);
-                    if mistake!(TrimsTooEarly) {
-                        verdict.trim_below = journal.end().seq;
-                    }
-                    if verdict.peer_left_behind {
-                        tracing::warn!("the journal has reached its limit: the peer will have to be compared");
-                    }
-                    if let Err(error) = journal.trim_below(verdict.trim_below) {
-                        tracing::error!(%error, "the journal cannot forget");
-                    }
-                }
-                // The last one still holds; the journal grows meanwhile.
-                Err(error) => tracing::error!(%error, "no checkpoint could be taken"),
-            }
-            running.store(false, Ordering::Release);
-            Ok(())
-        }));
+        Keeping { shared, bytes_max }
     }
 
-    /// Lets the file system commit what was removed: some give its room back only then.
-    fn give_removed_back(&self, volume: Arc<Volume>) {
+    /// Lets the file system commit what was removed: some give its room back only then. And the journal forget what it could
+    /// not when the last checkpoint was taken.
+    fn give_removed_back(&self, volume: Arc<Volume>, forget: impl FnOnce() + Send + 'static) {
         let running = Arc::clone(&self.upkeep.running);
         running.store(true, Ordering::Release);
         tokio::spawn(blocking(move || {
             if let Err(error) = volume.flush_all() {
                 tracing::error!(%error, "the volume could not be flushed");
             }
+            forget();
             running.store(false, Ordering::Release);
             Ok(())
         }));
