@@ -4,14 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace is above this crate").to_path_buf()
-}
+use tandem_tests::cluster::repository;
 
 /// Rust sources below a folder of the workspace, tests and benches excepted, and what only the simulation is told.
 fn sources(folder: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut open = vec![root().join(folder)];
+    let mut open = vec![repository().join(folder)];
     while let Some(folder) = open.pop() {
         for entry in fs::read_dir(&folder).expect("folder of the workspace").flatten() {
             let path = entry.path();
@@ -49,7 +47,7 @@ fn shipped(path: &Path) -> Vec<(usize, String)> {
 fn only_in(folder: &str, words: &[&str], rooms: &[&str], why: &str) {
     let mut broken = Vec::new();
     for path in sources(folder) {
-        let relative = path.strip_prefix(root()).expect("below the root").display().to_string();
+        let relative = path.strip_prefix(repository()).expect("below the root").display().to_string();
         if rooms.iter().any(|room| relative.ends_with(room)) {
             continue;
         }
@@ -72,7 +70,7 @@ fn the_protocol_has_no_io_no_clock_and_no_async() {
 
 #[test]
 fn the_protocol_is_a_leaf() {
-    let manifest = fs::read_to_string(root().join("replicator/protocol/Cargo.toml")).expect("manifest");
+    let manifest = fs::read_to_string(repository().join("replicator/protocol/Cargo.toml")).expect("manifest");
     let dependencies = manifest.split("[dev-dependencies]").next().unwrap_or_default();
     for name in ["tokio", "kube", "rustix", "libc", "tandem-crds", "futures"] {
         assert!(!dependencies.contains(&format!("\n{name}")), "the protocol crate must not depend on {name}");
@@ -81,7 +79,7 @@ fn the_protocol_is_a_leaf() {
 
 #[test]
 fn the_node_plugin_knows_nothing_of_ours() {
-    let manifest = fs::read_to_string(root().join("replicator/node/Cargo.toml")).expect("manifest");
+    let manifest = fs::read_to_string(repository().join("replicator/node/Cargo.toml")).expect("manifest");
     assert!(
         !manifest.contains("tandem-crds")
             && !manifest.contains("tandem-protocol")
@@ -94,7 +92,7 @@ fn the_node_plugin_knows_nothing_of_ours() {
 fn the_operators_rules_are_pure() {
     let rooms = ["validate.rs", "decide.rs", "desired.rs"];
     let there: Vec<_> =
-        rooms.iter().map(|room| root().join("operator/src").join(room)).filter(|path| path.exists()).collect();
+        rooms.iter().map(|room| repository().join("operator/src").join(room)).filter(|path| path.exists()).collect();
     for path in there {
         let words = [CLOCKS, &[".await", "Client", "Api<"]].concat();
         for (number, line) in shipped(&path) {
@@ -153,7 +151,7 @@ fn every_source_file_says_what_it_is() {
 #[test]
 fn the_top_level_is_what_was_asked_for() {
     let allowed = ["operator", "replicator", "charts", "crds", "tests", "target"];
-    for entry in fs::read_dir(root()).expect("the workspace").flatten() {
+    for entry in fs::read_dir(repository()).expect("the workspace").flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
         assert!(

@@ -1,12 +1,13 @@
 //! Performs the journal's records on the volume, in order, up to what is known to be committed. One worker.
 //!
 //! A record that finds no room waits until there is some, unless it changes the content of a file that is to be removed or
-//! cut: what would make room lies behind it, and it need not be performed. Any other failure stops the applying for good, because what
-//! follows would be performed on something else than the master has. Unless it failed on the master too, for the same
-//! reason: then the journal says so soon after, and what it says instead is performed.
+//! cut: what would make room lies behind it, and it need not be performed. Any other failure stops the applying for good,
+//! because what follows would be performed on something else than the master has. Unless it failed on the master too, for
+//! the same reason: then the journal says so soon after, and what it says instead is performed.
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::clock;
 use crate::crew::{self, Bell, Hired, Turn};
-use crate::journal::{Journal, records_after};
+use crate::journal::{Journal, Record, records_after};
 use crate::op::{FileId, Op, Stamp, UNDONE};
 use crate::volume::perform::{file_of, writes_from};
 
@@ -298,36 +299,22 @@ impl Shared {
     /// Whether what a record writes is removed or cut off by a later one that is known to be committed.
     fn is_in_vain(&self, at: Position, op: &Op<'_>) -> Result<bool, String> {
         let Some((id, offset)) = writes_from(op) else { return Ok(false) };
-        let allowed = self.progress.lock().allowed;
         let mut ahead = self.ahead.lock();
         if ahead.next <= at.seq {
             *ahead = Ahead { next: at.seq + 1, cuts: HashMap::new() };
         }
-        let mut bytes = Vec::new();
+        let Ahead { next, cuts } = &mut *ahead;
         // Each record is looked at once, however many find no room.
-        while ahead.next <= allowed {
-            bytes.clear();
-            let batch = self.journal.read(ahead.next, BATCH_BYTES, &mut bytes).map_err(|error| error.to_string())?;
-            for record in records_after(batch.before, &bytes) {
-                let record = record.map_err(|error| error.to_string())?;
-                let seq = record.position.seq;
-                // What is not committed may yet be cut.
-                if seq > allowed {
-                    break;
-                }
-                let op = record.op().map_err(|error| error.to_string())?;
-                if let Op::Drop { id } = op {
-                    ahead.cuts.entry(id).or_default().push((seq, 0));
-                } else if let Op::Truncate { id, size } = op {
-                    ahead.cuts.entry(id).or_default().push((seq, size));
-                }
+        self.look_ahead(next, |record| {
+            let op = record.op().map_err(|error| error.to_string())?;
+            if let Op::Drop { id } = op {
+                cuts.entry(id).or_default().push((record.position.seq, 0));
+            } else if let Op::Truncate { id, size } = op {
+                cuts.entry(id).or_default().push((record.position.seq, size));
             }
-            if batch.count == 0 {
-                break;
-            }
-            ahead.next = allowed.min(batch.last.seq) + 1;
-        }
-        let cuts = ahead.cuts.get(&id).map_or(&[][..], Vec::as_slice);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        let cuts = cuts.get(&id).map_or(&[][..], Vec::as_slice);
         let is_in_vain = cuts.iter().any(|(seq, size)| *seq > at.seq && *size <= offset);
         if is_in_vain {
             tracing::debug!(seq = at.seq, "no room for what is removed later: left out");
@@ -347,34 +334,51 @@ impl Shared {
         if looked.at != at.seq {
             *looked = fresh;
         }
+        let Looked { next, verdict, .. } = looked;
+        if verdict.is_none() {
+            // Each record is looked at once, however often this is asked.
+            self.look_ahead(next, |record| {
+                // Requests of a later reign may have the same numbers.
+                if record.position.epoch != at.epoch {
+                    *verdict = Some(false);
+                } else if record.stamp.unique & !UNDONE == stamp.unique {
+                    *verdict = Some(record.stamp.unique & UNDONE != 0);
+                } else {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                Ok(ControlFlow::Break(()))
+            })?;
+        }
+        Ok(verdict.unwrap_or(false))
+    }
+
+    /// Shows the committed records from `next` on, until that is enough; if it is not, `next` is behind them.
+    fn look_ahead(
+        &self,
+        next: &mut u64,
+        mut show: impl FnMut(&Record<'_>) -> Result<ControlFlow<()>, String>,
+    ) -> Result<(), String> {
         // What is not committed may yet be cut.
         let allowed = self.progress.lock().allowed;
         let mut bytes = Vec::new();
-        // Each record is looked at once, however often this is asked.
-        while looked.verdict.is_none() && looked.next <= allowed {
+        while *next <= allowed {
             bytes.clear();
-            let batch = self.journal.read(looked.next, BATCH_BYTES, &mut bytes).map_err(|error| error.to_string())?;
+            let batch = self.journal.read(*next, BATCH_BYTES, &mut bytes).map_err(|error| error.to_string())?;
             for record in records_after(batch.before, &bytes) {
                 let record = record.map_err(|error| error.to_string())?;
                 if record.position.seq > allowed {
                     break;
                 }
-                // Requests of a later reign may have the same numbers.
-                if record.position.epoch != at.epoch {
-                    looked.verdict = Some(false);
-                    break;
-                }
-                if record.stamp.unique & !UNDONE == stamp.unique {
-                    looked.verdict = Some(record.stamp.unique & UNDONE != 0);
-                    break;
+                if show(&record)?.is_break() {
+                    return Ok(());
                 }
             }
             if batch.count == 0 {
                 break;
             }
-            looked.next = allowed.min(batch.last.seq) + 1;
+            *next = allowed.min(batch.last.seq) + 1;
         }
-        Ok(looked.verdict.unwrap_or(false))
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{ioctl_ficlone, renameat, seek, statvfs};
+use rustix::fs::{ioctl_ficlone, renameat, seek};
 use serde::{Deserialize, Serialize};
 use tandem_protocol::Position;
 
@@ -189,8 +189,8 @@ fn finish(folder: &Path, aside: &Aside) -> Result<(), AsideError> {
 }
 
 fn check_room(root: &Path, needed: u64) -> Result<(), AsideError> {
-    let stat = statvfs(root).map_err(on("ask for the volume's space"))?;
-    let free = stat.f_bavail.saturating_mul(stat.f_frsize).saturating_sub(RESERVE_BYTES);
+    let available = disk::available_bytes(root).map_err(on("ask for the volume's space"))?;
+    let free = available.saturating_sub(RESERVE_BYTES);
     if needed > free { Err(AsideError::NoRoom { needed, free }) } else { Ok(()) }
 }
 

@@ -62,6 +62,12 @@ pub fn begin_flush(file: impl AsFd, offset: u64, length: NonZeroU64) {
     rustix::fs::fadvise(file, offset, Some(length), Advice::DontNeed).ok();
 }
 
+/// Bytes that may still be used on the volume that holds a folder.
+pub fn available_bytes(folder: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(folder)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Replaces a small file so that after a crash either the old or the new contents are there, whole.
 /// Without the temporary file: half of the new. Without the first sync: a name for nothing. Without the last: the old one,
 /// although something was already done in reliance on the new.

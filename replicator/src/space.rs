@@ -97,11 +97,15 @@ impl Space {
         // Not exact when several write at once: that is what the reserve is for.
         let mut free = self.free.load(Ordering::Acquire);
         if needed > free {
-            // Room may have come back since it was asked for, and what is written over needs none.
+            // Looked at first: to ask is dearer where little is left.
+            if volume.overwrites(op) {
+                return Ok(());
+            }
+            // Room may have come back since it was asked for.
             self.ask(volume, journal, now)?;
             free = self.free.load(Ordering::Acquire);
             if needed > free {
-                return if volume.overwrites(op) { Ok(()) } else { Err(Errno::NOSPC) };
+                return Err(Errno::NOSPC);
             }
         }
         let less = |free: u64| Some(free.saturating_sub(needed));
@@ -112,15 +116,13 @@ impl Space {
 
     fn ask(&self, volume: &Volume, journal: &Journal, now: u64) -> Result<(), Errno> {
         let mut space = volume.statfs()?;
-        let mut available = space.blocks_available * space.block_size;
-        let kept = kept(self.whose, space.blocks * space.block_size, journal.room_wanted());
+        let kept = kept(self.whose, space.total_bytes(), journal.room_wanted());
         // Btrfs counts what was written only when it lies on the disk, and here nobody syncs.
-        if self.whose == For::Apply && available < kept + NEAR_BYTES {
+        if self.whose == For::Apply && space.available_bytes() < kept + NEAR_BYTES {
             volume.flush_all().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
             space = volume.statfs()?;
-            available = space.blocks_available * space.block_size;
         }
-        self.free.store(available.saturating_sub(kept), Ordering::Release);
+        self.free.store(space.available_bytes().saturating_sub(kept), Ordering::Release);
         self.no_files.store(space.files > 0 && space.files_free == 0, Ordering::Release);
         self.asked.store(now, Ordering::Release);
         Ok(())

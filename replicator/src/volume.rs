@@ -268,14 +268,8 @@ impl Volume {
 
     /// Whether a write lies in what the file has already, so that it needs no room (on a file system that writes in place).
     pub fn overwrites(&self, op: &Op<'_>) -> bool {
-        let (id, offset, length) = if let Op::Write { id, offset, data } = op {
-            (id, offset, data.len() as u64)
-        } else if let Op::Allocate { id, offset, length, .. } = op {
-            (id, offset, *length)
-        } else {
-            return false;
-        };
-        let end = offset.saturating_add(length);
+        let Op::Write { id, offset, data } = op else { return false };
+        let end = offset.saturating_add(data.len() as u64);
         if self.extent(*id, *offset, end) == Ok((true, end)) {
             return true;
         }
@@ -302,7 +296,7 @@ impl Volume {
     /// Why an operation failed, said more exactly: attributes have a place of their own, which may be full on an empty volume.
     pub fn refused(&self, op: &Op<'_>, error: Errno) -> Errno {
         const ROOM_BYTES: u64 = 1 << 20;
-        let has_room = || self.statfs().is_ok_and(|space| space.blocks_available * space.block_size > ROOM_BYTES);
+        let has_room = || self.statfs().is_ok_and(|space| space.available_bytes() > ROOM_BYTES);
         if error == Errno::NOSPC && matches!(op, Op::SetXattr { .. }) && has_room() { Errno::TOOBIG } else { error }
     }
 

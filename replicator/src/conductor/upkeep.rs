@@ -77,7 +77,8 @@ impl Conductor {
         let rhythm = self.given.upkeep;
         let since = self.upkeep.checkpoint.load(Ordering::Acquire);
         let blocked = self.stages.applier.as_ref().and_then(|applier| {
-            let applied = applier.applied().borrow().clone();
+            let applied = applier.applied();
+            let applied = applied.borrow();
             applied.no_room.then_some(applied.seq)
         });
         let age = clock::monotonic().saturating_sub(self.upkeep.taken);
@@ -92,7 +93,14 @@ impl Conductor {
         if blocked.is_some_and(|applied| applied <= since) {
             self.upkeep.taken = clock::monotonic();
             let keeping = self.keeping(&volume);
-            return self.give_removed_back(volume, move || forget(&journal, since, keeping));
+            // The file system commits what was removed: some give its room back only then. And the journal forgets what it
+            // could not when the last checkpoint was taken.
+            return self.in_background(move || {
+                if let Err(error) = volume.flush_all() {
+                    tracing::error!(%error, "the volume could not be flushed");
+                }
+                forget(&journal, since, keeping);
+            });
         }
         let manifest = match (&self.stages.capture, &self.stages.applier) {
             (Some(capture), _) if leads(self.state) => {
@@ -111,20 +119,15 @@ impl Conductor {
         }
         self.upkeep.taken = clock::monotonic();
         let keeping = self.keeping(&volume);
-        let (running, taken) = (Arc::clone(&self.upkeep.running), Arc::clone(&self.upkeep.checkpoint));
-        running.store(true, Ordering::Release);
-        tokio::spawn(blocking(move || {
-            match checkpoint::take(&volume, &manifest, &journal) {
-                Ok(()) => {
-                    taken.store(position.seq, Ordering::Release);
-                    forget(&journal, position.seq, keeping);
-                }
-                // The last one still holds; the journal grows meanwhile.
-                Err(error) => tracing::error!(%error, "no checkpoint could be taken"),
+        let taken = Arc::clone(&self.upkeep.checkpoint);
+        self.in_background(move || match checkpoint::take(&volume, &manifest, &journal) {
+            Ok(()) => {
+                taken.store(position.seq, Ordering::Release);
+                forget(&journal, position.seq, keeping);
             }
-            running.store(false, Ordering::Release);
-            Ok(())
-        }));
+            // The last one still holds; the journal grows meanwhile.
+            Err(error) => tracing::error!(%error, "no checkpoint could be taken"),
+        });
     }
 
     fn keeping(&self, volume: &Volume) -> Keeping {
@@ -137,23 +140,18 @@ impl Conductor {
         // What the peer lacks is kept for it up to a tenth of the volume; but not when the application has no room any more,
         // and needs a place in the journal even to remove something.
         let bytes_max = volume.statfs().map_or(u64::MAX, |space| {
-            let free = space.blocks_available * space.block_size;
-            let is_full = alone && free < 2 * self.given.upkeep.segment_bytes;
-            if is_full { 0 } else { space.blocks * space.block_size / 10 }
+            let is_full = alone && space.available_bytes() < 2 * self.given.upkeep.segment_bytes;
+            if is_full { 0 } else { space.total_bytes() / 10 }
         });
         Keeping { shared, bytes_max }
     }
 
-    /// Lets the file system commit what was removed: some give its room back only then. And the journal forget what it could
-    /// not when the last checkpoint was taken.
-    fn give_removed_back(&self, volume: Arc<Volume>, forget: impl FnOnce() + Send + 'static) {
+    /// Does one thing at a time, while the conductor goes on.
+    fn in_background(&self, work: impl FnOnce() + Send + 'static) {
         let running = Arc::clone(&self.upkeep.running);
         running.store(true, Ordering::Release);
         tokio::spawn(blocking(move || {
-            if let Err(error) = volume.flush_all() {
-                tracing::error!(%error, "the volume could not be flushed");
-            }
-            forget();
+            work();
             running.store(false, Ordering::Release);
             Ok(())
         }));

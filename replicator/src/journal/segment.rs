@@ -413,8 +413,7 @@ impl Prepared {
 
     /// Looks how much room the volume has. Returns how many files are kept.
     fn look(&self, folder: &Path, bytes: u64) -> io::Result<usize> {
-        let stat = rustix::fs::statvfs(folder)?;
-        let plenty = stat.f_bavail.saturating_mul(stat.f_frsize) >= PLENTY * bytes;
+        let plenty = disk::available_bytes(folder)? >= PLENTY * bytes;
         self.plenty.store(plenty, Ordering::Release);
         Ok(if plenty { PREPARED_MAX } else { 1 })
     }

@@ -313,11 +313,7 @@ impl Target {
             .map(|(id, _)| *id)
             .collect();
         let space = volume.statfs().map_err(on("ask for the volume's space"))?;
-        let progress = Progress {
-            files: order.len() as u64,
-            bytes: space.blocks.saturating_mul(space.block_size),
-            ..Progress::default()
-        };
+        let progress = Progress { files: order.len() as u64, bytes: space.total_bytes(), ..Progress::default() };
         Ok(Files {
             position,
             volume,

@@ -75,6 +75,18 @@ pub struct Space {
     pub files_free: u64,
 }
 
+impl Space {
+    /// The size of the volume in bytes.
+    pub fn total_bytes(&self) -> u64 {
+        self.blocks.saturating_mul(self.block_size)
+    }
+
+    /// Bytes that may still be used.
+    pub fn available_bytes(&self) -> u64 {
+        self.blocks_available.saturating_mul(self.block_size)
+    }
+}
+
 impl Volume {
     /// What a name names; hidden names name nothing.
     pub fn lookup(&self, parent: FileId, name: &[u8]) -> Option<FileId> {
