@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex, RwLock};
 use tandem_protocol::Position;
@@ -174,6 +175,8 @@ pub struct Journal {
     flushed: Condvar,
     appended: watch::Sender<u64>,
     room: Room,
+    /// What the next checkpoint will make needless: records below this one.
+    foreseen: AtomicU64,
     /// Where readers stopped, by the segment's tag.
     hints: Mutex<[(u64, Place); 4]>,
 }
@@ -231,6 +234,7 @@ impl Journal {
             flushed: Condvar::new(),
             appended: watch::Sender::new(found.end.seq),
             room,
+            foreseen: AtomicU64::new(0),
             hints: Mutex::default(),
         };
         Ok((journal, recovered))
@@ -407,16 +411,26 @@ impl Journal {
         (self.segments.read().len() as u64 + self.room.prepared()) * self.options.segment_bytes
     }
 
+    /// The owner's estimate: after a checkpoint now, nothing below `seq` would be needed any more.
+    pub fn foresee(&self, seq: u64) {
+        self.foreseen.store(seq, Ordering::Release);
+    }
+
+    /// Whether there is a segment that holds nothing from `seq` on.
+    pub fn trims(&self, seq: u64) -> bool {
+        self.segments.read().get(1).is_some_and(|second| second.previous.seq < seq)
+    }
+
     /// Bytes that the journal will need before long to go on: none while a segment is prepared, or while one will be with the
     /// next checkpoint.
     pub fn room_wanted(&self) -> u64 {
-        let is_alone = self.room.prepared() == 0 && self.segments.read().len() == 1;
-        if is_alone { self.options.segment_bytes } else { 0 }
+        let is_provided = self.room.prepared() > 0 || self.trims(self.foreseen.load(Ordering::Acquire));
+        if is_provided { 0 } else { self.options.segment_bytes }
     }
 
     /// Whether a checkpoint would give the journal the segment that it has no room to prepare.
     pub fn waits_for_checkpoint(&self) -> bool {
-        !self.room.has_plenty() && self.room.prepared() == 0 && self.segments.read().len() > 1
+        !self.room.has_plenty() && self.room.prepared() == 0 && self.trims(self.foreseen.load(Ordering::Acquire))
     }
 
     /// Where the history stands with record `seq`, if the journal still knows: from one before its first record to its end.
@@ -525,6 +539,7 @@ impl Journal {
         disk::write_zeros(&last.file, cut, last.capacity).map_err(io_error("cut journal"))?;
         last.cut(cut);
         drop(segments);
+        self.foresee(0);
         *self.hints.lock() = Default::default();
         *self.end.write() = position;
         writer.current = last.clone();
@@ -621,6 +636,7 @@ impl Journal {
         })?;
         segments.push(segment.clone());
         drop(segments);
+        self.foresee(0);
         *self.hints.lock() = Default::default();
         *self.end.write() = at;
         writer.offset = segment.end_offset();

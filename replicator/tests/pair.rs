@@ -14,6 +14,8 @@ use std::time::Duration;
 use harness::{Pair, append, judge};
 use serde_json::{Value, json};
 use tandem_protocol::identity::MemberName;
+use tandem_replicator::checkpoint;
+use tandem_replicator::volume::FOLDER;
 
 #[test]
 fn a_pair_is_founded_copied_and_taken_over() {
@@ -85,6 +87,39 @@ fn a_replicant_that_was_away_catches_up() {
     pair.kill("a");
     pair.wait_serving("b");
     judge(&pair.mount("b").join("log"), acknowledged);
+}
+
+/// Also when nobody writes any more, so that no further checkpoint is taken.
+#[test]
+fn what_was_kept_for_a_replicant_goes_when_it_has_caught_up() {
+    let mut pair = Pair::new();
+    pair.start("a");
+    pair.start("b");
+    pair.wait_in_sync("a");
+    pair.stop("b");
+    pair.wait("the master to go on alone", || pair.shown("a")["state"] == "PrimaryAlone");
+    let number = |name: &str| pair.shown("a")[name].as_u64();
+    let mut before = None;
+    pair.wait("a master that says where its journal ends", || {
+        before = number("journaled");
+        before.is_some()
+    });
+    let before = before.unwrap();
+    let mut file = fs::File::create(pair.mount("a").join("large")).unwrap();
+    for _ in 0..96 {
+        file.write_all(&vec![7; 1 << 20]).unwrap();
+    }
+    file.sync_all().unwrap();
+    drop(file);
+    pair.wait("a checkpoint of everything", || {
+        let checkpoint = checkpoint::read(&pair.volume("a").join(FOLDER)).unwrap().unwrap().position().unwrap().seq;
+        checkpoint >= before + 96 && number("journaled").is_some_and(|end| end <= checkpoint)
+    });
+    pair.wait("what is kept", || number("trimmed").is_some_and(|trimmed| trimmed <= before));
+    pair.start("b");
+    pair.wait_in_sync("a");
+    let number = |name: &str| pair.shown("a")[name].as_u64();
+    pair.wait("the journal to forget", || number("trimmed").is_some_and(|trimmed| trimmed > before));
 }
 
 #[test]

@@ -186,6 +186,9 @@ impl Conductor {
             let journal = Arc::clone(&journal);
             Box::new(move |position| journal.reset(position).map_err(io::Error::other))
         };
+        // The journal begins anew: what was behind a checkpoint of the old one may be ahead of it. And one that is still being
+        // taken must not replace the copy's.
+        let upkeep = std::mem::take(&mut self.upkeep);
         // The member has marked the volume inconsistent, and saved what only it has, before it asked for the copy.
         let target =
             Target::new(&self.given.settings.volume, volume::Options::default(), held, Box::new(|_| Ok(())), settle);
@@ -195,6 +198,7 @@ impl Conductor {
         let task = tokio::spawn(async move {
             let mut lane = bulk.lock().await;
             let Some(lane) = lane.as_mut() else { return };
+            upkeep.finish().await;
             let note = match take(target, &link, session, lane, &shown).await {
                 Ok(copied) => Note::CopyTaken { session, generation, copied: Box::new(copied) },
                 Err(error) => {

@@ -5,16 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use tandem_protocol::member::effect::StateName;
+
 use super::{Conductor, leads};
 use crate::checkpoint;
 use crate::clock;
 use crate::crew::blocking;
 use crate::journal::Journal;
-use crate::journal::retention::{Known, retain};
+use crate::journal::retention::{Known, Verdict, retain};
 use crate::volume::Volume;
 
-/// While a record or the journal has no room, a checkpoint is taken after this time.
+/// While a record has no room, a checkpoint is taken after this time.
 const NO_ROOM_AGE: Duration = Duration::from_secs(1);
+/// While the journal has no room for its next segment, and a checkpoint would give it one: somebody may fill the last one in a
+/// second.
+const NO_SEGMENT_AGE: Duration = Duration::from_millis(100);
 
 /// How often something is done for later.
 #[derive(Clone, Copy, Debug)]
@@ -33,12 +38,31 @@ impl Default for Rhythm {
     }
 }
 
-/// When the last checkpoint was taken.
+/// What is known of a journal's checkpoints. Another journal, or the same begun anew, has others.
 #[derive(Default)]
 pub(super) struct Upkeep {
-    running: Arc<AtomicBool>,
+    running: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
+    /// Where the last one was taken.
     checkpoint: Arc<AtomicU64>,
+    /// The last attempt failed.
+    failed: Arc<AtomicBool>,
+    /// When the last attempt began.
     taken: Duration,
+}
+
+impl Upkeep {
+    fn is_running(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| !running.is_finished())
+    }
+
+    /// Ends when nothing of it works on any more.
+    pub(super) async fn finish(self) {
+        if let Some(running) = self.running
+            && let Err(error) = running.await
+        {
+            tracing::error!(%error, "upkeep ended early");
+        }
+    }
 }
 
 /// What of the journal the peer may still need: it has all up to `shared`, and gets at most `bytes_max`.
@@ -48,13 +72,21 @@ struct Keeping {
     bytes_max: u64,
 }
 
-/// Lets the journal forget what is behind the checkpoint and needed by nobody.
-fn forget(journal: &Journal, checkpoint: u64, Keeping { shared, bytes_max }: Keeping) {
-    let known = Known { checkpoint, shared, bytes: journal.bytes_on_disk(), bytes_max };
-    let mut verdict = retain(known);
-    if mistake!(TrimsTooEarly) {
-        verdict.trim_below = journal.end().seq;
+impl Keeping {
+    /// What may go of a journal when the volume itself holds everything up to `checkpoint`.
+    fn verdict(self, journal: &Journal, checkpoint: u64) -> Verdict {
+        let Keeping { shared, bytes_max } = self;
+        let mut verdict = retain(Known { checkpoint, shared, bytes: journal.bytes_on_disk(), bytes_max });
+        if mistake!(TrimsTooEarly) {
+            verdict.trim_below = journal.end().seq;
+        }
+        verdict
     }
+}
+
+/// Lets the journal forget what is behind the checkpoint and needed by nobody.
+fn forget(journal: &Journal, checkpoint: u64, keeping: Keeping) {
+    let verdict = keeping.verdict(journal, checkpoint);
     if verdict.peer_left_behind {
         tracing::warn!("the journal has reached its limit: the peer will have to be compared");
     }
@@ -72,44 +104,60 @@ impl Conductor {
         self.watch_copy();
         self.show();
         self.account();
-        let Some(journal) = self.stages.journal.clone() else { return };
-        let end = journal.end();
-        let rhythm = self.given.upkeep;
+        let (Some(journal), Some(volume)) = (self.stages.journal.clone(), self.stages.volume.clone()) else { return };
+        // A copy needs all that follows its beginning.
+        if self.stages.copy.is_some() {
+            return journal.foresee(0);
+        }
+        // How far a checkpoint would reach.
+        let (reach, is_blocked) = match (&self.stages.capture, &self.stages.applier) {
+            (Some(_), _) if leads(self.state) => (journal.end().seq, false),
+            // The volume stands where this member's reign ended, and shows nothing of what it follows: the journal keeps it
+            // for the process that comes next.
+            (Some(_), _) | (None, None) => return,
+            (None, Some(applier)) => {
+                let applied = applier.applied();
+                let applied = applied.borrow();
+                (applied.seq, applied.no_room)
+            }
+        };
         let since = self.upkeep.checkpoint.load(Ordering::Acquire);
-        let blocked = self.stages.applier.as_ref().and_then(|applier| {
-            let applied = applier.applied();
-            let applied = applied.borrow();
-            applied.no_room.then_some(applied.seq)
-        });
-        let age = clock::monotonic().saturating_sub(self.upkeep.taken);
-        // A checkpoint lets the journal give room back, or go on in a segment of its own.
-        let is_short = blocked.is_some() || journal.waits_for_checkpoint();
-        let due = age > if is_short { NO_ROOM_AGE } else { rhythm.checkpoint_age }
-            || (blocked.is_none() && journal.bytes_between(since, end.seq) > rhythm.checkpoint_bytes);
-        if !due || end.seq <= since || self.stages.copy.is_some() || self.upkeep.running.load(Ordering::Acquire) {
+        let keeping = self.keeping(&volume);
+        // While none succeeds, none is to be counted on.
+        let next = if self.upkeep.failed.load(Ordering::Acquire) { since } else { reach.max(since) };
+        journal.foresee(keeping.verdict(&journal, next).trim_below);
+        if self.upkeep.is_running() {
             return;
         }
-        let Some(volume) = self.stages.volume.clone() else { return };
-        if blocked.is_some_and(|applied| applied <= since) {
-            self.upkeep.taken = clock::monotonic();
-            let keeping = self.keeping(&volume);
-            // The file system commits what was removed: some give its room back only then. And the journal forgets what it
-            // could not when the last checkpoint was taken.
-            return self.in_background(move || {
-                if let Err(error) = volume.flush_all() {
-                    tracing::error!(%error, "the volume could not be flushed");
-                }
-                forget(&journal, since, keeping);
-            });
+        let age = clock::monotonic().saturating_sub(self.upkeep.taken);
+        if reach <= since {
+            let is_due = is_blocked && age > NO_ROOM_AGE;
+            if is_due || journal.trims(keeping.verdict(&journal, since).trim_below) {
+                self.upkeep.taken = clock::monotonic();
+                self.in_background(move || {
+                    // The file system commits what was removed: some give its room back only then.
+                    if is_due && let Err(error) = volume.flush_all() {
+                        tracing::error!(%error, "the volume could not be flushed");
+                    }
+                    forget(&journal, since, keeping);
+                });
+            }
+            return;
+        }
+        let rhythm = self.given.upkeep;
+        // A checkpoint lets the journal give room back, or go on in a segment of its own.
+        let is_due = age > rhythm.checkpoint_age
+            || (is_blocked && age > NO_ROOM_AGE)
+            || (journal.waits_for_checkpoint() && age > NO_SEGMENT_AGE)
+            || (!is_blocked && journal.bytes_between(since, journal.end().seq) > rhythm.checkpoint_bytes);
+        if !is_due {
+            return;
         }
         let manifest = match (&self.stages.capture, &self.stages.applier) {
-            (Some(capture), _) if leads(self.state) => {
+            (Some(capture), _) => {
                 let _still = capture.stand_still();
                 volume.snapshot(journal.end())
             }
-            // The volume stands where this member's reign ended, and shows nothing of what it follows: the journal keeps it
-            // for the process that comes next.
-            (Some(_), _) => return,
             (None, Some(applier)) => applier.at_rest(|position| volume.snapshot(position)),
             (None, None) => return,
         };
@@ -118,15 +166,18 @@ impl Conductor {
             return;
         }
         self.upkeep.taken = clock::monotonic();
-        let keeping = self.keeping(&volume);
-        let taken = Arc::clone(&self.upkeep.checkpoint);
-        self.in_background(move || match checkpoint::take(&volume, &manifest, &journal) {
-            Ok(()) => {
-                taken.store(position.seq, Ordering::Release);
-                forget(&journal, position.seq, keeping);
+        let (taken, failed) = (Arc::clone(&self.upkeep.checkpoint), Arc::clone(&self.upkeep.failed));
+        self.in_background(move || {
+            let attempt = checkpoint::take(&volume, &manifest, &journal);
+            failed.store(attempt.is_err(), Ordering::Release);
+            match attempt {
+                Ok(()) => {
+                    taken.store(position.seq, Ordering::Release);
+                    forget(&journal, position.seq, keeping);
+                }
+                // The last one still holds; the journal grows meanwhile.
+                Err(error) => tracing::error!(%error, "no checkpoint could be taken"),
             }
-            // The last one still holds; the journal grows meanwhile.
-            Err(error) => tracing::error!(%error, "no checkpoint could be taken"),
         });
     }
 
@@ -136,7 +187,9 @@ impl Conductor {
             Some(commit) => commit.marks().peer_durable,
             None => self.confirmed.load(Ordering::Acquire),
         };
-        let alone = leads(self.state) && self.stages.shipper.is_none();
+        // Only where the record says so: what a master keeps that is not certain to lead may be a tail to be saved.
+        let alone =
+            matches!(self.state, StateName::PrimaryAlone | StateName::PrimaryJoining) && self.stages.shipper.is_none();
         // What the peer lacks is kept for it up to a tenth of the volume; but not when the application has no room any more,
         // and needs a place in the journal even to remove something.
         let bytes_max = volume.statfs().map_or(u64::MAX, |space| {
@@ -147,14 +200,11 @@ impl Conductor {
     }
 
     /// Does one thing at a time, while the conductor goes on.
-    fn in_background(&self, work: impl FnOnce() + Send + 'static) {
-        let running = Arc::clone(&self.upkeep.running);
-        running.store(true, Ordering::Release);
-        tokio::spawn(blocking(move || {
+    fn in_background(&mut self, work: impl FnOnce() + Send + 'static) {
+        self.upkeep.running = Some(tokio::spawn(blocking(move || {
             work();
-            running.store(false, Ordering::Release);
             Ok(())
-        }));
+        })));
     }
 
     fn show(&self) {

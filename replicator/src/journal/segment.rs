@@ -257,6 +257,8 @@ struct Ready {
 
 struct Prepared {
     ready: Mutex<Vec<Ready>>,
+    /// How many they are, for those who must not wait for a disk: they are renamed and removed under the lock.
+    count: AtomicU64,
     asked: AtomicBool,
     /// With zeros, not only with room.
     zeros: AtomicBool,
@@ -292,6 +294,7 @@ impl Room {
             }
         }
         let shared = Arc::new(Prepared {
+            count: AtomicU64::new(ready.len() as u64),
             ready: Mutex::new(ready),
             asked: AtomicBool::new(false),
             zeros: AtomicBool::new(false),
@@ -323,7 +326,7 @@ impl Room {
 
     /// How many files are ready.
     pub(super) fn prepared(&self) -> u64 {
-        self.shared.ready.lock().len() as u64
+        self.shared.count.load(Ordering::Acquire)
     }
 
     /// Whether a file is ready whose blocks have been written before.
@@ -392,7 +395,17 @@ impl Room {
         let path = self.shared.name(&self.folder);
         disk::name_segment(&segment.path, &path)?;
         ready.push(Ready { path, is_written });
+        self.shared.counted(&ready);
         Ok(())
+    }
+
+    /// As when nothing had been prepared. Waits for what is being prepared.
+    #[cfg(test)]
+    pub(super) fn forget_prepared(&self) {
+        while self.shared.asked.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        self.give_back(0).unwrap();
     }
 
     /// Gives back what is prepared beyond so many.
@@ -400,7 +413,9 @@ impl Room {
         let mut ready = self.shared.ready.lock();
         while ready.len() > most {
             let worst = ready.iter().position(|ready| !ready.is_written).unwrap_or(0);
-            std::fs::remove_file(&ready.swap_remove(worst).path)?;
+            let removed = ready.swap_remove(worst);
+            self.shared.counted(&ready);
+            std::fs::remove_file(&removed.path)?;
         }
         Ok(())
     }
@@ -427,7 +442,9 @@ impl Prepared {
     fn take(&self) -> Option<Ready> {
         let mut ready = self.ready.lock();
         let best = ready.iter().rposition(|ready| ready.is_written).or(ready.len().checked_sub(1))?;
-        Some(ready.swap_remove(best))
+        let taken = ready.swap_remove(best);
+        self.counted(&ready);
+        Some(taken)
     }
 
     /// Makes a file ready if none is.
@@ -444,8 +461,14 @@ impl Prepared {
             disk::create_with_room(&half, bytes)?;
         }
         disk::name_segment(&half, &path)?;
-        self.ready.lock().push(Ready { path, is_written: zeros });
+        let mut ready = self.ready.lock();
+        ready.push(Ready { path, is_written: zeros });
+        self.counted(&ready);
         Ok(())
+    }
+
+    fn counted(&self, ready: &[Ready]) {
+        self.count.store(ready.len() as u64, Ordering::Release);
     }
 }
 

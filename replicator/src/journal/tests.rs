@@ -382,6 +382,31 @@ fn a_failed_flush_is_final() {
 }
 
 #[test]
+fn only_a_checkpoint_that_frees_a_segment_provides_the_next_one() {
+    let (_folder, journal) = written(0);
+    let second = loop {
+        write(&journal, &[1; 3000]);
+        if let Some(second) = journal.segments.read().get(1) {
+            break second.previous.seq;
+        }
+    };
+    let first = journal.first();
+    assert!(!journal.trims(second) && journal.trims(second + 1));
+    journal.trim_below(second).unwrap();
+    assert_eq!(journal.first(), first);
+    // In the first half of a segment nobody prepares the next one.
+    journal.room.forget_prepared();
+    for (foreseen, wanted) in
+        [(0, journal.options.segment_bytes), (second, journal.options.segment_bytes), (second + 1, 0)]
+    {
+        journal.foresee(foreseen);
+        assert_eq!(journal.room_wanted(), wanted, "{foreseen}");
+    }
+    journal.trim_below(second + 1).unwrap();
+    assert_eq!(journal.first(), second + 1);
+}
+
+#[test]
 fn no_room_is_said_before_anything_is_written_and_may_pass() {
     let (folder, journal) = written(0);
     // No file can be prepared ahead here: the size of a segment is what one record nearly fills.
