@@ -272,7 +272,9 @@ pub struct Progress {
 
 /// Bytes of a message.
 pub fn to_bytes<M: Serialize>(message: &M) -> Result<Vec<u8>, NetcopyError> {
-    Ok(postcard::to_stdvec(message)?)
+    // Asked first: what grows while it is written is moved each time.
+    let length = postcard::serialize_with_flavor(message, postcard::ser_flavors::Size::default())?;
+    Ok(postcard::to_extend(message, Vec::with_capacity(length))?)
 }
 
 /// A message from bytes.

@@ -50,6 +50,15 @@ impl FileDigest {
     }
 }
 
+/// Reads so many bytes to the end of what was read before, fewer where the file ends; how many.
+pub(crate) fn read_on(file: BorrowedFd<'_>, offset: u64, wanted: usize, content: &mut Vec<u8>) -> Result<usize, Errno> {
+    let before = content.len();
+    content.resize(before + wanted, 0);
+    let read = read_full(file, offset, content.get_mut(before..).unwrap_or_default())?;
+    content.truncate(before + read);
+    Ok(read)
+}
+
 /// Reads until the buffer is full or the file ends.
 pub(crate) fn read_full(file: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize, Errno> {
     let mut done = 0;

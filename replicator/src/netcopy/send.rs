@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{SeekFrom, readlinkat, seek};
 use rustix::io::Errno;
 
-use super::differences::{CHUNK_BYTES, DIGEST_BYTES, Digest, FileDigest, digest, read_full};
+use super::differences::{CHUNK_BYTES, DIGEST_BYTES, Digest, FileDigest, digest, read_on};
 use super::walk::{is_special, order};
 use super::{Ask, BATCH_BYTES, Blob, Item, Looks, NetcopyError, Progress, Reply, Special, Step, VERSION, on};
 use crate::manifest::Manifest;
@@ -96,7 +96,6 @@ pub struct Source {
     rate: Option<u64>,
     debt: f64,
     last: Option<Instant>,
-    buffer: Vec<u8>,
 }
 
 impl Source {
@@ -128,7 +127,6 @@ impl Source {
             rate: None,
             debt: 0.0,
             last: None,
-            buffer: vec![0; CHUNK_BYTES],
         })
     }
 
@@ -411,17 +409,20 @@ impl Source {
                 Their::Digest(digest) => Some(digest),
             };
             let wanted = (current.limit - current.offset).min(CHUNK_BYTES as u64) as usize;
-            let buffer = self.buffer.get_mut(..wanted).unwrap_or_default();
-            let read = read_full(current.file.as_fd(), current.offset, buffer).map_err(on("read a file to copy it"))?;
-            let content = self.buffer.get(..read).unwrap_or_default();
+            if run.capacity() == 0 {
+                // Grown piece by piece it would be moved as often.
+                run.reserve_exact((current.limit - current.offset).min((BATCH_BYTES + CHUNK_BYTES) as u64) as usize);
+            }
+            let before = run.len();
+            let read = read_on(current.file.as_fd(), current.offset, wanted, &mut run)
+                .map_err(on("read a file to copy it"))?;
             if read > 0 {
-                let ours = digest(content);
+                let ours = digest(run.get(before..).unwrap_or_default());
                 current.digest.add(&ours);
                 if theirs == Some(ours) {
+                    run.truncate(before);
                     sent += flush(&mut run, run_offset, items);
                     run_offset = current.offset + read as u64;
-                } else {
-                    run.extend_from_slice(content);
                 }
             }
             current.offset += read as u64;
